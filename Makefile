@@ -1,0 +1,66 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+override KDDA_DATA := $(if $(KDDA_DATA),$(abspath $(KDDA_DATA)))
+export KDDA_DATA
+export PATH := $(abspath $(BIN)):$(PATH)
+export PYTHONHASHSEED ?= 0
+NOTEBOOKS = find nbs kdda \( -name '*.ipynb' -o -name '*.py' \) -not -path '*/.ipynb_checkpoints/*' | LC_ALL=C sort | xargs sha256sum
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test sync notebooks pytest test-slow speed results readme lock wheel lab clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: .venv/.ready  ## make .venv with the exact versions of requirements.lock
+.venv/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+demo: setup  ## adapt a network from a game to a city: trains, scores, draws (4 minutes on 2 cores)
+	kdda bench quickstart
+
+test: setup sync notebooks pytest  ## everything CI runs
+
+sync: setup
+	@echo "sync: nbdev_clean and nbdev_export must change nothing"
+	@$(NOTEBOOKS) > .venv/before && nbdev_clean && nbdev_export && $(NOTEBOOKS) > .venv/after && \
+	  diff .venv/before .venv/after || { echo "sync: the files above changed; commit what nbdev_clean and nbdev_export made of them"; exit 1; }
+
+notebooks: setup
+	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
+
+pytest: setup
+	python -m pytest -m "not slow"
+
+test-slow: setup  ## the tests that take minutes (kill and resume many times, ...)
+	python -m pytest -m slow
+
+speed: setup  ## compare speeds side by side; writes results/speed.json
+	python tests/speed.py
+
+results: setup  ## re-make every committed number of results/ (an hour or so; CamVid rows where KDDA_DATA is set)
+	kdda bench quickstart -p seeds "[0, 1, 2]"
+	test -z "$(KDDA_DATA)" || kdda bench quickstart -p scenario camvid_day2dusk -p seeds "[0, 1, 2]"
+	test -z "$(KDDA_DATA)" || kdda bench quickstart -p scenario game2camvid -p seeds "[0, 1, 2]"
+	kdda runs --export results
+
+readme: setup  ## README.md from nbs/index.ipynb
+	jupyter nbconvert --to notebook --execute --inplace --log-level=WARN nbs/index.ipynb && nbdev_clean --fname nbs/index.ipynb
+	jupyter nbconvert --to markdown --log-level=WARN --output-dir . --output README nbs/index.ipynb
+
+lock: setup  ## resolve requirements.lock anew
+	python -m pip install --quiet uv
+	uv pip compile pyproject.toml --extra bench --extra dev --universal --python-version 3.10 --no-header --no-annotate --no-emit-index-url --quiet --upgrade -o requirements.lock
+
+wheel: setup  ## build dist/*.whl
+	rm -rf dist && python -m build --wheel --outdir dist .
+
+lab: setup  ## JupyterLab on the notebooks
+	jupyter lab nbs
+
+clean:  ## remove what was built; runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
