@@ -7,7 +7,7 @@ __all__ = ['ROAD', 'SIDEWALK', 'BUILDING', 'WALL', 'FENCE', 'POLE', 'LIGHT', 'SI
            'RIDER', 'CAR', 'TRUCK', 'BUS', 'TRAIN', 'MOTORCYCLE', 'BICYCLE', 'SPLITS', 'FAR', 'DOMAINS', 'Palette',
            'Appearance', 'Layout', 'Domain', 'blend', 'Painter', 'World']
 
-# %% ../../nbs/data/02_world.ipynb #4d887e11
+# %% ../../nbs/data/02_world.ipynb #250a6ec2
 import hashlib, math, os, random, re
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -18,13 +18,13 @@ from PIL import Image, ImageDraw
 
 from .labels import CITYSCAPES_19, CITYSCAPES_IDS
 
-# %% ../../nbs/data/02_world.ipynb #6c197ce9
+# %% ../../nbs/data/02_world.ipynb #b00ae11d
 (ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE, LIGHT, SIGN, VEGETATION, TERRAIN, SKY,
  PERSON, RIDER, CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE) = range(len(CITYSCAPES_19))
 SPLITS = ("train", "val", "test")
 FAR = 1024.  # metres; the depth of the sky (a power of two, so that 1 / (1 / FAR) is FAR)
 
-# %% ../../nbs/data/02_world.ipynb #4468f87a
+# %% ../../nbs/data/02_world.ipynb #c1e9b77e
 @dataclass(frozen=True)
 class Palette:
     "What colour things are: the dials a network overfits to first."
@@ -92,7 +92,7 @@ class Domain:
     appearance: Appearance
     layout: Layout
 
-# %% ../../nbs/data/02_world.ipynb #ba39b390
+# %% ../../nbs/data/02_world.ipynb #9608a69b
 def _lerp(a, b, t):
     if isinstance(a, str): return a
     if isinstance(a, tuple): return tuple(_lerp(x, y, t) for x, y in zip(a, b, strict=True))
@@ -108,22 +108,37 @@ def blend(a, b,           # domains, or their names
     name = a.name if t == (0, 0, 0) else b.name if t == (1, 1, 1) else f"{a.name}-{b.name}-{palette:g}-{appearance:g}-{layout:g}"
     return Domain(name, _lerp(a.palette, b.palette, palette), _lerp(a.appearance, b.appearance, appearance), _lerp(a.layout, b.layout, layout))
 
-# %% ../../nbs/data/02_world.ipynb #07d46a03
-#                road           sidewalk         building         wall             fence           pole            light           sign             vegetation      terrain
-#                sky            person           rider            car              truck           bus             train           motorcycle       bicycle
-_GAME_COLORS = ((104, 106, 118), (176, 160, 168), (196, 150, 112), (170, 120, 104), (150, 128, 92), (150, 154, 160), (64, 74, 60), (226, 190, 40), (70, 140, 52), (128, 170, 70),
-                (112, 172, 236), (196, 86, 84), (70, 100, 196), (170, 52, 56), (200, 170, 110), (232, 150, 40), (64, 130, 140), (60, 60, 90), (40, 130, 150))
-_CITY_COLORS = ((92, 82, 76), (134, 128, 112), (112, 112, 108), (140, 134, 118), (84, 92, 96), (76, 70, 64), (34, 34, 40), (70, 96, 170), (112, 96, 52), (120, 114, 74),
-                (214, 214, 208), (66, 62, 78), (120, 92, 64), (84, 92, 108), (150, 156, 164), (140, 44, 48), (196, 176, 96), (92, 40, 36), (60, 52, 48))
-_SPREAD = (.3, .4, 1, .8, .8, .5, .4, .7, .6, .5, .35, 1.4, 1.4, 1.6, 1.4, 1.1, 1., 1.2, 1.2)
+# %% ../../nbs/data/02_world.ipynb #ce9cc98c
+_COLORS = {  # class: its colour in game, its colour in city, how much its objects differ
+    "road":          ((104, 106, 118)   , (95, 88, 87)      , 0.3),
+    "sidewalk":      ((176, 160, 168)   , (145, 136, 127)   , 0.4),
+    "building":      ((196, 150, 112)   , (134, 122, 109)   , 1),
+    "wall":          ((176, 92, 80)     , (126, 84, 70)     , 0.5),
+    "fence":         ((150, 128, 92)    , (101, 101, 95)    , 0.8),
+    "pole":          ((150, 154, 160)   , (95, 92, 89)      , 0.5),
+    "traffic light": ((64, 74, 60)      , (42, 44, 45)      , 0.4),
+    "traffic sign":  ((226, 190, 40)    , (111, 120, 136)   , 0.7),
+    "vegetation":    ((70, 140, 52)     , (101, 107, 52)    , 0.6),
+    "terrain":       ((128, 170, 70)    , (122, 129, 73)    , 0.5),
+    "sky":           ((112, 172, 236)   , (187, 203, 215)   , 0.35),
+    "person":        ((196, 86, 84)     , (100, 68, 80)     , 1.4),
+    "rider":         ((70, 100, 196)    , (107, 94, 98)     , 1.4),
+    "car":           ((170, 52, 56)     , (106, 82, 94)     , 1.6),
+    "truck":         ((200, 170, 110)   , (163, 160, 150)   , 1.4),
+    "bus":           ((232, 150, 40)    , (164, 72, 46)     , 1.1),
+    "train":         ((64, 130, 140)    , (162, 164, 107)   , 1.0),
+    "motorcycle":    ((60, 60, 90)      , (84, 45, 50)      , 1.2),
+    "bicycle":       ((40, 130, 150)    , (55, 72, 75)      , 1.2),
+}
+_game_colors, _city_colors, _spread = zip(*(_COLORS[c] for c in CITYSCAPES_19.classes))
 
 _game = Domain("game",
-    Palette(_GAME_COLORS, _SPREAD, jitter=.11, drift=.05, light=.3, cast=.06),
+    Palette(_game_colors, _spread, jitter=.11, drift=.05, light=.3, cast=.06),
     Appearance(texture=.15, grain=1.3, detail=.7, shading=.35, haze=.0008, haze_color=(196, 222, 246), blur=.02, noise=.004),
     Layout(height=1.7, horizon=.44, focal=.77, road=10.5, sidewalk=5.4, verge=2.8, built=.62, storeys=3.5, walls=.45, fences=.33, trees=6.))
 _city = Domain("city",
-    Palette(_CITY_COLORS, _SPREAD, jitter=.06, drift=.03, light=.15, cast=.02),
-    Appearance(texture=.8, grain=.8, detail=1., shading=.6, tint=(1., .97, .92), haze=.0035, haze_color=(206, 204, 198), blur=.12, noise=.03),
+    Palette(_city_colors, _spread, jitter=.07, drift=.03, light=.15, cast=.02),
+    Appearance(texture=.7, grain=.9, detail=1., shading=.55, tint=(1., .98, .94), haze=.003, haze_color=(206, 204, 198), blur=.1, noise=.025),
     Layout(height=1.5, horizon=.42, focal=.82, road=9.6, sidewalk=5., verge=2.8, built=.64, storeys=4.4, walls=.45, fences=.33, people=8., trees=5.))
 
 DOMAINS = {d.name: d for d in (
@@ -134,7 +149,7 @@ DOMAINS = {d.name: d for d in (
     replace(_city, name="night", appearance=replace(_city.appearance, ambient=.16, tint=(.8, .95, 1.35), haze=.006, haze_color=(20, 24, 40), glow=1., wet=.12, noise=.045, blur=.14)),
     replace(_city, name="country", layout=replace(_city.layout, road=7., sidewalk=.5, verge=6., bend=.0016, built=.12, storeys=2., walls=.12, fences=.45, junction=.15, trees=16., bushes=9.,
                                                   poles=2., lights=.4, people=1.2, traffic=.35, parked=.0, trams=.06, trucks=.2, buses=.08)),
-    Domain("objects", Palette(_CITY_COLORS, _SPREAD, jitter=.22, drift=.12, light=.3, cast=.1), _city.appearance, replace(_city.layout, scatter=1.)),
+    Domain("objects", Palette(_city_colors, _spread, jitter=.22, drift=.12, light=.3, cast=.1), _city.appearance, replace(_city.layout, scatter=1.)),
 )}
 
 def _domain(d):
@@ -142,7 +157,7 @@ def _domain(d):
     if d in DOMAINS: return DOMAINS[d]
     raise ValueError(f"no domain called {d!r}; there are {', '.join(DOMAINS)} (or pass a Domain, e.g. from blend)")
 
-# %% ../../nbs/data/02_world.ipynb #09618e6c
+# %% ../../nbs/data/02_world.ipynb #ce3b8b4c
 def _dice(*key):
     "A random generator that depends on `key` alone. Python's own: drawing one number at a time it is ten times faster than NumPy's."
     return random.Random(int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little"))
@@ -150,8 +165,8 @@ def _dice(*key):
 #: name: (red, green, blue), share over the body's colour, emission, material (None: the class's)
 PAINTS = {
     "body": ((0, 0, 0), 0, 0, None), "glass": ((44, 58, 74), .85, 0, "plain"), "tyre": ((22, 22, 24), .92, 0, "plain"), "dark": ((30, 30, 34), .6, 0, None),
-    "shadow": ((16, 16, 22), .6, 0, None), "line": ((236, 236, 228), .85, 0, None), "joint": ((60, 56, 56), .5, 0, None), "plate": ((230, 230, 220), .85, 0, "plain"),
-    "brake": ((214, 24, 24), .95, .5, "plain"), "beam": ((255, 248, 220), .95, 1.2, "plain"), "blinker": ((240, 140, 30), .9, .2, "plain"),
+    "shadow": ((16, 16, 22), .6, 0, None), "line": ((236, 236, 228), .85, 0, None), "plate": ((230, 230, 220), .85, 0, "plain"),
+    "brake": ((214, 24, 24), .95, .5, "plain"), "beam": ((255, 248, 220), .95, 1.2, "plain"), 
     "skin": ((206, 158, 128), .85, 0, "plain"), "hair": ((48, 36, 30), .85, 0, "plain"), "trousers": ((44, 50, 76), .7, 0, "plain"), "helmet": ((230, 230, 226), .8, 0, "plain"),
     "bark": ((84, 66, 50), .85, 0, None), "roof": ((134, 66, 50), .75, 0, "brick"), "shop": ((52, 54, 62), .65, 0, "shop"), "door": ((70, 46, 34), .8, 0, "plain"),
     "red": ((250, 36, 30), 1, .9, "plain"), "amber": ((252, 176, 30), 1, .9, "plain"), "green": ((40, 230, 120), 1, .9, "plain"), "off": ((52, 46, 46), 1, 0, "plain"),
@@ -161,7 +176,7 @@ _PAINT = {name: i for i, name in enumerate(PAINTS)}
 UP, FRONT, LEFT, RIGHT = range(4)  # which way a face looks
 _CIRCLE = tuple((math.cos(2 * math.pi * k / 12), math.sin(2 * math.pi * k / 12)) for k in range(12))
 
-# %% ../../nbs/data/02_world.ipynb #00bf3031
+# %% ../../nbs/data/02_world.ipynb #610884ad
 class Painter:
     "Fills flat faces given in metres (x right, y up, z ahead, the camera over x=0, z=0) with segment numbers, in the order of the calls."
     def __init__(self, size, layout, dice):
@@ -252,7 +267,7 @@ class Painter:
         for _, draw, args in sorted(self.later, key=lambda job: -job[0]): draw(self, *args)
         self.later = []
 
-# %% ../../nbs/data/02_world.ipynb #63c9ea66
+# %% ../../nbs/data/02_world.ipynb #2c12a818
 def _pick(style, k):
     "The k-th independent-looking choice that a style settles, in 0..1."
     return (style * (k * 7.31 + 3.7) + k * .37) % 1
@@ -354,7 +369,7 @@ def cyclist(p, bike, what, x, z, style, vehicle=bicycle):
     p.disc(what, z, x + .24 * c, 1.74, .16, "skin")
     if fast or _pick(style, 7) < .6: p.front(what, z, ((x + .24 * c - .19, 1.72), (x + .24 * c + .19, 1.72), (x + .24 * c + .13, 1.94), (x + .24 * c - .13, 1.94)), "helmet" if _pick(style, 8) < .5 else "body")
 
-# %% ../../nbs/data/02_world.ipynb #49bd817e
+# %% ../../nbs/data/02_world.ipynb #a1c601b7
 _HATCH = ((0, .3), (0, .9), (.3, 1.44), (2.1, 1.47), (3., .98), (4., .84), (4.2, .3))
 _SALOON = ((0, .3), (0, .92), (.7, .98), (1.2, 1.42), (2.4, 1.44), (3.2, .98), (4.3, .84), (4.4, .3))
 _VAN = ((0, .3), (0, 1.95), (3.6, 2.), (4.3, 1.15), (4.8, 1.), (4.9, .3))
@@ -437,7 +452,7 @@ def long_vehicle(p, road, kind, x, z, towards, bent):
         p.put(zk + 1.8, x, coach, what, road, x, zk, length / n, w, 2.7 if cab else h, kind != TRUCK or cab, kind == TRUCK or kind == BUS and k in (0, n - 2), kind == TRAIN)
     p.put(z + .2, x, coach_end, what, x, z, w, 2.7 if kind == TRUCK and towards else h, towards, kind)
 
-# %% ../../nbs/data/02_world.ipynb #46210559
+# %% ../../nbs/data/02_world.ipynb #43f32a6d
 _STATIONS = (.8, 3, 5, 8, 12, 17, 24, 34, 50, 75, 120, 400)
 
 def _count(dice, expected):
@@ -630,7 +645,7 @@ def vehicles(p, layout, dice, half, lanes, lane, bent, crossing, tram):
         x = dice.uniform(-9, 9)
         p.put(crossing + 3, x, cross_car, p.thing(CAR), road, x, crossing + 3, dice.random())
 
-# %% ../../nbs/data/02_world.ipynb #af126a30
+# %% ../../nbs/data/02_world.ipynb #539ec541
 def scatter(p, *key):
     "Objects at random on a plain: `objects` is made of these."
     dice = _dice(*key, "scatter")
@@ -653,7 +668,7 @@ def scatter(p, *key):
         else: p.put(z, x, tree, p.stuff(VEGETATION), x, z, style)
     p.finish()
 
-# %% ../../nbs/data/02_world.ipynb #c9ed7a69
+# %% ../../nbs/data/02_world.ipynb #fa6ec0cf
 _MATERIALS = ("plain", "asphalt", "paving", "grass", "facade", "brick", "leaves", "cloud", "pickets", "shop")
 _METRES = (4, 5, 4.8, 3, 12, 4, 5, 900, 2.4, 6)  # what a tile spans
 _CLASS_MATERIAL = ("asphalt", "paving", "facade", "brick", "pickets", "plain", "plain", "plain", "leaves", "grass", "cloud") + ("plain",) * 8
@@ -707,7 +722,7 @@ def _grains(shape, rng):
 def _grid(H, W):
     return np.arange(W, dtype=np.float32)[None], np.arange(H, dtype=np.float32)[:, None]
 
-# %% ../../nbs/data/02_world.ipynb #c32da68c
+# %% ../../nbs/data/02_world.ipynb #170f2411
 @lru_cache(maxsize=1)
 def _paint_table():
     rgb = np.array([p[0] for p in PAINTS.values()], np.float32) / 255
@@ -736,7 +751,7 @@ def paint_colors(rows,    # segments, float [S,11]
     material = np.where(own[paint] < 0, by_class[cls], own[paint])
     return (np.clip(color, .01, 1.1) * light).astype(np.float32), rgb[paint] * emission[paint], material
 
-# %% ../../nbs/data/02_world.ipynb #3b81dab0
+# %% ../../nbs/data/02_world.ipynb #4bc5beeb
 def depth_map(ids, rows, H, W):
     "Metres, float32 [H,W]: each segment's plane, kept within the segment's own range."
     (u, v), (a, b, c, far, near) = _grid(H, W), (column.take(ids) for column in rows[:, 6:].astype(np.float32).T)
@@ -780,7 +795,7 @@ def shade(p,       # the Painter, for its camera
     if a.noise: c += a.noise * _grains(c.shape, rng)
     return np.clip(c * 255, 0, 255, out=c).astype(np.uint8)
 
-# %% ../../nbs/data/02_world.ipynb #1ff1ede1
+# %% ../../nbs/data/02_world.ipynb #8c71d429
 def _headlights(x, y, z):
     "Our own beams: bright on the road ahead, nothing up high."
     return 1.1 * np.exp(-(x / (1.5 + .28 * z)) ** 2 - (np.maximum(y, 0) / (1.2 + .05 * z)) ** 2) / (1 + (z / 18) ** 2) * np.minimum(z / 3, 1)
@@ -813,7 +828,7 @@ def _blur(c, k):
     c[1:-1] += k * (c[:-2] + c[2:] - 2 * c[1:-1])
     c[:, 1:-1] += k * (c[:, :-2] + c[:, 2:] - 2 * c[:, 1:-1])
 
-# %% ../../nbs/data/02_world.ipynb #3f0f5679
+# %% ../../nbs/data/02_world.ipynb #b574e982
 class World:
     "Frames of one domain. Frame `i` is a pure function of (seed, split, i, domain, size)."
     space = CITYSCAPES_19
@@ -867,7 +882,7 @@ class World:
             self._memory = images, labels
         return self
 
-# %% ../../nbs/data/02_world.ipynb #4ff150ff
+# %% ../../nbs/data/02_world.ipynb #26d68a61
 _LABEL_IDS = np.array([np.flatnonzero(CITYSCAPES_IDS == k)[0] for k in range(len(CITYSCAPES_19))], np.uint8)  # trainId -> labelId
 
 def _write_png(path, array):
@@ -899,7 +914,7 @@ def _write_cityscapes(world, root):
 
 _WRITERS = {"cityscapes": _write_cityscapes}
 
-# %% ../../nbs/data/02_world.ipynb #2ee034a8
+# %% ../../nbs/data/02_world.ipynb #4298573f
 def export(self,
            layout,      # "cityscapes"
            root,        # folder to write into; made if absent

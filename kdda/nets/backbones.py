@@ -6,7 +6,7 @@
 __all__ = ['BACKBONES', 'Backbone', 'EfficientAttention', 'MixFFN', 'DropPath', 'MiTBlock', 'MiTStage', 'mit', 'BasicBlock',
            'Bottleneck', 'resnet', 'InvertedResidual', 'mobilenet_v2', 'build_backbone']
 
-# %% ../../nbs/nets/10_backbones.ipynb #3be7e52e
+# %% ../../nbs/nets/10_backbones.ipynb #7fe157c4
 from functools import partial
 from itertools import accumulate
 from operator import mul
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-# %% ../../nbs/nets/10_backbones.ipynb #7444574f
+# %% ../../nbs/nets/10_backbones.ipynb #403e0b07
 class Backbone(nn.Module):
     "A chain of four stages: `stages[i]` turns the map of stage i-1 (stage 0: the image) into its own."
     def __init__(self,
@@ -35,11 +35,11 @@ class Backbone(nn.Module):
             features.append(x)
         return features
 
-# %% ../../nbs/nets/10_backbones.ipynb #92719bd3
+# %% ../../nbs/nets/10_backbones.ipynb #6f238415
 def _to_map(tokens): return tokens.permute(0, 3, 1, 2)  # [B,H,W,C] -> [B,C,H,W], channels_last, no copy
 def _to_tokens(fmap): return fmap.permute(0, 2, 3, 1)   # and back
 
-# %% ../../nbs/nets/10_backbones.ipynb #2940689a
+# %% ../../nbs/nets/10_backbones.ipynb #0e5d57d7
 class EfficientAttention(nn.Module):
     "Multi-head attention whose keys and values come from a map shrunk `reduction` times (SegFormer, section 3.1)."
     def __init__(self, dim, heads, reduction):
@@ -59,7 +59,7 @@ class EfficientAttention(nn.Module):
         x = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
         return self.proj(x.transpose(1, 2).reshape(B, H, W, C))
 
-# %% ../../nbs/nets/10_backbones.ipynb #a7904ee8
+# %% ../../nbs/nets/10_backbones.ipynb #0e528f13
 class MixFFN(nn.Module):
     "Linear, 3x3 depthwise convolution, GELU, linear: the convolution tells tokens where they are (SegFormer, eq. 3)."
     def __init__(self, dim, ratio=4):
@@ -70,7 +70,7 @@ class MixFFN(nn.Module):
     def forward(self, x):  # tokens [B,H,W,C]
         return self.fc2(F.gelu(_to_tokens(self.dwconv(_to_map(self.fc1(x))))))
 
-# %% ../../nbs/nets/10_backbones.ipynb #537e0a5a
+# %% ../../nbs/nets/10_backbones.ipynb #3f8e2d27
 class DropPath(nn.Module):
     "Stochastic depth: in training, drops the whole residual branch of a sample with probability `p`."
     def __init__(self, p=0.):
@@ -84,7 +84,7 @@ class DropPath(nn.Module):
 
     def extra_repr(self): return f"p={self.p}"
 
-# %% ../../nbs/nets/10_backbones.ipynb #1f14cc70
+# %% ../../nbs/nets/10_backbones.ipynb #3f5aece3
 class MiTBlock(nn.Module):
     "Pre-norm transformer block: attention, then Mix-FFN, each with a residual that `DropPath` may cut."
     def __init__(self, dim, heads, reduction, drop_path=0.):
@@ -97,7 +97,7 @@ class MiTBlock(nn.Module):
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.ffn(self.norm2(x)))
 
-# %% ../../nbs/nets/10_backbones.ipynb #8485b7bf
+# %% ../../nbs/nets/10_backbones.ipynb #2f200150
 class MiTStage(nn.Module):
     "Overlapping patch embedding (a strided convolution), `len(drop_paths)` blocks, a closing LayerNorm."
     def __init__(self, in_channels, dim, heads, reduction, kernel, stride, drop_paths):
@@ -110,7 +110,7 @@ class MiTStage(nn.Module):
         x = _to_tokens(self.embed(x.contiguous(memory_format=torch.channels_last)))
         return _to_map(self.norm(self.blocks(self.embed_norm(x))))
 
-# %% ../../nbs/nets/10_backbones.ipynb #db6af59e
+# %% ../../nbs/nets/10_backbones.ipynb #678bbddc
 def _init_mit(module):
     "Linear: truncated normal 0.02; convolution: normal, sqrt(2 / fan-out); biases zero."
     if isinstance(module, nn.Linear): nn.init.trunc_normal_(module.weight, std=.02)
@@ -133,7 +133,7 @@ def mit(name,
               for i, o, h, r, s, depth in zip((3, *dims), dims, heads, reductions, patch, depths)]
     return Backbone(name, stages, dims, accumulate(patch, mul)).apply(_init_mit)
 
-# %% ../../nbs/nets/10_backbones.ipynb #361274c3
+# %% ../../nbs/nets/10_backbones.ipynb #67f0b8b2
 def _conv_bn(i, o, kernel, stride=1, dilation=1, groups=1):
     return nn.Conv2d(i, o, kernel, stride, dilation * (kernel // 2), dilation, groups, bias=False), nn.BatchNorm2d(o)
 
@@ -153,7 +153,7 @@ class BasicBlock(nn.Module):
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         return F.relu(self.bn2(self.conv2(y)) + self.downsample(x), inplace=True)
 
-# %% ../../nbs/nets/10_backbones.ipynb #74e97db0
+# %% ../../nbs/nets/10_backbones.ipynb #6689e85f
 class Bottleneck(nn.Module):
     "1x1 down, 3x3, 1x1 up and a shortcut (ResNet-50/101); the stride sits on the 3x3, as torchvision has it."
     expansion = 4
@@ -171,7 +171,7 @@ class Bottleneck(nn.Module):
         y = F.relu(self.bn2(self.conv2(y)), inplace=True)
         return F.relu(self.bn3(self.conv3(y)) + self.downsample(x), inplace=True)
 
-# %% ../../nbs/nets/10_backbones.ipynb #8bbcf878
+# %% ../../nbs/nets/10_backbones.ipynb #e439db44
 def _dilate(strides, start, output_stride):
     "Strides into dilations beyond `output_stride`: (stride, spacing up to the stride, spacing after it) a stage."
     total, dilation, plan = start, 1, []
@@ -205,7 +205,7 @@ def resnet(name,
         strides.append(start)
     return Backbone(name, stages, [w * block.expansion for w in widths], strides).apply(_init_conv)
 
-# %% ../../nbs/nets/10_backbones.ipynb #f41643ad
+# %% ../../nbs/nets/10_backbones.ipynb #ffcfc8b8
 class InvertedResidual(nn.Module):
     "1x1 expansion, 3x3 depthwise, linear 1x1 projection (MobileNetV2, section 3.3)."
     def __init__(self, in_channels, out, stride, dilation, expand):
@@ -218,7 +218,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x): return x + self.conv(x) if self.shortcut else self.conv(x)
 
-# %% ../../nbs/nets/10_backbones.ipynb #221bee58
+# %% ../../nbs/nets/10_backbones.ipynb #179912f7
 def _by_eight(channels):
     "The multiple of 8 nearest to `channels`, at least 8 and never 10 % below (MobileNetV2)."
     near = max(8, int(channels + 4) // 8 * 8)
@@ -248,7 +248,7 @@ def mobilenet_v2(name,
     stages = [nn.Sequential(*blocks[a:b]) for a, b in zip((0, *ends), ends)]
     return Backbone(name, stages, channels, strides).apply(_init_conv)
 
-# %% ../../nbs/nets/10_backbones.ipynb #625ddd4d
+# %% ../../nbs/nets/10_backbones.ipynb #0378daad
 _wide = (64, 128, 320, 512)
 BACKBONES = {
     "mit_b0": partial(mit, dims=(32, 64, 160, 256), depths=(2, 2, 2, 2)),
@@ -262,6 +262,7 @@ BACKBONES = {
     "resnet34": partial(resnet, block=BasicBlock, depths=(3, 4, 6, 3)),
     "resnet50": partial(resnet, block=Bottleneck, depths=(3, 4, 6, 3)),
     "resnet101": partial(resnet, block=Bottleneck, depths=(3, 4, 23, 3)),
+    "resnet10_nano": partial(resnet, block=BasicBlock, depths=(1, 1, 1, 1), widths=(16, 32, 64, 128), small_input=True),
     "resnet10_slim": partial(resnet, block=BasicBlock, depths=(1, 1, 1, 1), widths=(32, 80, 160, 320), small_input=True),
     "mobilenet_v2": mobilenet_v2,
     "mobilenet_v2_050": partial(mobilenet_v2, width=.5, small_input=True),

@@ -6,7 +6,7 @@
 __all__ = ['Segmenter', 'segmenter', 'Cut', 'Front', 'Rest', 'split', 'Cost', 'count_macs', 'cost', 'convert_weights',
            'WeightsError', 'read_weights', 'KeyReport', 'load_weights']
 
-# %% ../../nbs/nets/12_segmenter.ipynb #0da3d598
+# %% ../../nbs/nets/12_segmenter.ipynb #1f7d7f55
 import copy
 import math
 import re
@@ -21,7 +21,7 @@ from torch import nn
 from .backbones import build_backbone
 from .heads import build_head, resize
 
-# %% ../../nbs/nets/12_segmenter.ipynb #f9ae0ff6
+# %% ../../nbs/nets/12_segmenter.ipynb #63129986
 class Segmenter(nn.Module):
     "A backbone and a head: images to logits at image size, features by tap name on the way."
     def __init__(self, backbone, head, name=None):
@@ -44,21 +44,22 @@ class Segmenter(nn.Module):
         maps = dict(zip(self.tap_names, (*features, fused, low)))
         return logits, {t: maps[t] for t in taps}
 
-# %% ../../nbs/nets/12_segmenter.ipynb #ad0a7535
-def segmenter(name,           # "backbone+head", e.g. "mit_b0+segformer"
+# %% ../../nbs/nets/12_segmenter.ipynb #c838e65e
+def segmenter(name,           # "backbone+head" or "backbone+head:width", e.g. "mit_b0+daformer:64"
               n_classes=19,
               weights=None,   # the backbone's pre-trained weights: file, state dict or "torchvision"
               backbone=None,  # options of the backbone's family, e.g. {"output_stride": 8}
               **head,         # options of the head, e.g. width=64
              ):               # -> Segmenter
     "Build the network called `name`; without `weights` it starts from the global random state."
-    parts = name.split("+")
-    if len(parts) != 2: raise ValueError(f"a network is named 'backbone+head', e.g. 'mit_b0+segformer'; got {name!r}")
-    body = build_backbone(parts[0], **(backbone or {}))
+    m = re.fullmatch(r"(\w+)\+(\w+)(?::(\d+))?", name)
+    if not m: raise ValueError(f"a network is named 'backbone+head' or 'backbone+head:width', e.g. 'mit_b0+segformer'; got {name!r}")
+    body = build_backbone(m[1], **(backbone or {}))
     if weights is not None: load_weights(body, weights)
-    return Segmenter(body, build_head(parts[1], body.channels, n_classes, **head), name)
+    if m[3]: head = {"width": int(m[3]), **head}
+    return Segmenter(body, build_head(m[2], body.channels, n_classes, **head), name)
 
-# %% ../../nbs/nets/12_segmenter.ipynb #0e39faec
+# %% ../../nbs/nets/12_segmenter.ipynb #06c5942b
 class Cut(NamedTuple):
     "What a front hands to a rest."
     maps: tuple  # the maps of its stages, the one at the cut last
@@ -93,7 +94,7 @@ class Rest(nn.Module):
             maps.append(x)
         return resize(self.head(maps), cut.size)
 
-# %% ../../nbs/nets/12_segmenter.ipynb #c9a5f5f1
+# %% ../../nbs/nets/12_segmenter.ipynb #aed10b28
 def split(net,  # Segmenter
           at,   # last stage of the front, "stage1" ... "stage4"
          ):     # -> (Front, Rest), sharing the parameters of `net`
@@ -105,7 +106,7 @@ def split(net,  # Segmenter
 
 Segmenter.split = split
 
-# %% ../../nbs/nets/12_segmenter.ipynb #a3634a4e
+# %% ../../nbs/nets/12_segmenter.ipynb #1fb1f285
 @dataclass(frozen=True)
 class Cost:
     "What a network costs for one image of a given size."
@@ -124,7 +125,7 @@ def count_macs(module, size):
     with torch.no_grad(), FlopCounterMode(display=False) as counter: ghost(torch.empty(1, 3, *size, device="meta"))
     return counter.get_total_flops() // 2
 
-# %% ../../nbs/nets/12_segmenter.ipynb #e9d9ca77
+# %% ../../nbs/nets/12_segmenter.ipynb #f10e23fd
 def cost(net, size,  # (H, W)
          runs=5,     # timed forwards; 0 measures no latency
         ):           # -> Cost
@@ -143,7 +144,7 @@ def cost(net, size,  # (H, W)
 
 Segmenter.cost = cost
 
-# %% ../../nbs/nets/12_segmenter.ipynb #de83bad9
+# %% ../../nbs/nets/12_segmenter.ipynb #fdb54303
 _hf_names = (  # in order; where a name has two spellings, the file's comes first
     (r"^(segformer.)?encoder.(patch_embeddings|block).(\d).", r"backbone.stages.\3.\2."),
     (r"^(segformer.)?encoder.layer_norm.(\d)", r"backbone.stages.\2.norm"),
@@ -168,7 +169,7 @@ def _from_huggingface(state):
         new[key.replace(".k.", ".kv.")] = torch.cat([new.pop(key), new.pop(key.replace(".k.", ".v."))])
     return {k: v for k, v in new.items() if not k.startswith("classifier.")}
 
-# %% ../../nbs/nets/12_segmenter.ipynb #6c4266a9
+# %% ../../nbs/nets/12_segmenter.ipynb #b376a47e
 def _from_torchvision(state, backbone):
     "ResNet and MobileNetV2 names of torchvision to ours, without the layers that only serve classification."
     starts = [sum(len(s) for s in backbone.stages[:i]) for i in range(len(backbone.stages) + 1)]
@@ -185,7 +186,7 @@ def _from_torchvision(state, backbone):
         new[".".join(("backbone.stages", first, *rest))] = value
     return new
 
-# %% ../../nbs/nets/12_segmenter.ipynb #590577fe
+# %% ../../nbs/nets/12_segmenter.ipynb #951e3007
 def convert_weights(state,     # {key: tensor}, in our names, torchvision's or Hugging Face's
                     backbone,  # the Backbone it is meant for
                    ):          # -> {key: tensor} in the names of a Segmenter
@@ -195,7 +196,7 @@ def convert_weights(state,     # {key: tensor}, in our names, torchvision's or H
     if any(k.startswith("stages.") for k in state): return {f"backbone.{k}": v for k, v in state.items()}
     return dict(state)
 
-# %% ../../nbs/nets/12_segmenter.ipynb #e559f9c0
+# %% ../../nbs/nets/12_segmenter.ipynb #219fccbd
 class WeightsError(ValueError):
     "A weights file that cannot be read, or does not belong to the network."
 
@@ -218,7 +219,7 @@ def read_weights(path):
         raise WeightsError(f"{path} holds no state dict: it must map parameter names to tensors")
     return state
 
-# %% ../../nbs/nets/12_segmenter.ipynb #46698406
+# %% ../../nbs/nets/12_segmenter.ipynb #7f9dee96
 @dataclass
 class KeyReport:
     "How a state dict fits a network."
@@ -248,7 +249,7 @@ class KeyReport:
             if keys: lines.append(f"  {what}: {len(keys)}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}")
         return "\n".join(lines)
 
-# %% ../../nbs/nets/12_segmenter.ipynb #039a4456
+# %% ../../nbs/nets/12_segmenter.ipynb #bd8d1d58
 def _compare(state, module, source):
     "The KeyReport of a converted state dict against a Segmenter's or Backbone's own."
     own = module.state_dict()

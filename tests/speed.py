@@ -1,0 +1,130 @@
+"""Speeds and figures side by side, in one run; prints a table and writes results/speed.json. `make speed`.
+
+Every comparison is interleaved: each round times both sides, in alternating order, and the ratio is the median of the rounds' ratios,
+so that it holds on a machine whose speed drifts. One thread, except for the demo, which uses all cores.
+"""
+import os
+os.environ["OMP_NUM_THREADS"] = "1"
+import copy, json, statistics, subprocess, sys, tempfile, time
+from pathlib import Path
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from kdda.bench.runs import Run, load_results, table
+from kdda.bench.scenarios import SCALES
+from kdda.data.augment import normalize
+from kdda.data.batches import Stream
+from kdda.data.world import World
+from kdda.learn.fit import Optim, fit
+from kdda.learn.losses import cross_entropy
+from kdda.learn.metrics import Confusion
+from kdda.learn.selftrain import Supervised
+from kdda.nets.segmenter import load_weights, segmenter
+
+ROWS = []
+
+def row(name, ours, other, ratio, target, holds, unit):
+    ROWS.append({"name": name, "ours": round(ours, 4), "other": None if other is None else round(other, 4), "ratio": None if ratio is None else round(ratio, 3),
+                 "target": target, "holds": bool(holds), "unit": unit})
+    print(f"{'holds' if holds else 'FALLS SHORT':12}{name}: {ours:.4g}" + (f" against {other:.4g}" if other is not None else "") + f" {unit}"
+          + (f", ratio {ratio:.2f}" if ratio is not None else "") + f" (target {target})", flush=True)
+
+def interleaved(a, b, rounds, warmup=2):
+    "Median seconds of a and of b, and the median of the rounds' ratios b/a."
+    times = []
+    for i in range(rounds + warmup):
+        t = [0.0, 0.0]
+        for j in ((0, 1) if i % 2 else (1, 0)):
+            start = time.perf_counter(); (a, b)[j](); t[j] = time.perf_counter() - start
+        times.append(t)
+    times = times[warmup:]
+    return statistics.median(x for x, _ in times), statistics.median(y for _, y in times), statistics.median(y / x for x, y in times)
+
+def world():
+    w, times = World("city", n=400), []
+    for i in range(400):
+        start = time.perf_counter(); w.sample(i); times.append(1e3 * (time.perf_counter() - start))
+    halves = [statistics.mean(times[:200]), statistics.mean(times[200:])]
+    mean = statistics.mean(times)
+    row("world, one 64x128 image", mean, None, None, "at most 4", max(halves) <= 4, f"ms (mean of 400; halves {halves[0]:.2f}, {halves[1]:.2f})")
+
+def confusion(n=19, rounds=15):
+    from torchmetrics.classification import MulticlassJaccardIndex
+    rng = np.random.default_rng(0)
+    for kind, cell in (("noise", 1), ("32-pixel segments", 32)):
+        small = (1024 // cell, 2048 // cell)
+        blow = lambda a: np.kron(a, np.ones((cell, cell), np.uint8))
+        label = blow(rng.integers(0, n, small).astype(np.uint8))
+        pred = np.where(blow((rng.random(small) < 0.75).astype(np.uint8)), label, blow(rng.integers(0, n, small).astype(np.uint8))).astype(np.uint8)
+        label[rng.random(label.shape) < 0.1] = 255
+        p, y = torch.from_numpy(pred), torch.from_numpy(label)
+        ours, other = Confusion(n), MulticlassJaccardIndex(num_classes=n, ignore_index=255, validate_args=False)
+        a, b, ratio = interleaved(lambda: ours.update(p, y), lambda: other.update(p, y), rounds)
+        count = np.bincount((label.astype(np.int64) * n + pred)[label != 255], minlength=n * n).reshape(n, n) * (rounds + 2)
+        exact = bool((ours.counts.numpy() == count).all() and (ours.counts == other.confmat).all())
+        row(f"confusion matrix, 1024x2048, 19 classes, 10 % void, {kind}, against torchmetrics (counts exactly equal: {exact})", 1e3 * a, 1e3 * b, ratio, "at least 8 times faster", exact and ratio >= 8, "ms")
+
+def mit(rounds=7, size=(2, 3, 256, 512)):
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+    torch.manual_seed(0)
+    theirs = SegformerForSemanticSegmentation(SegformerConfig(num_labels=19, attn_implementation="sdpa"))  # defaults are B0
+    ours = segmenter("mit_b0+segformer")
+    load_weights(ours, theirs.state_dict())
+    x, y = torch.randn(size), torch.randint(0, 19, (size[0], *size[2:]))
+    upsampled = lambda x: F.interpolate(theirs(pixel_values=x).logits, x.shape[-2:], mode="bilinear", align_corners=False)
+    with torch.no_grad(): error = (ours.eval()(x) - (theirs.eval(), upsampled(x))[1]).abs().max().item()
+    ours.train(), theirs.train()
+    def step(net, forward):
+        net.zero_grad(set_to_none=True)
+        F.cross_entropy(forward(x), y).backward()
+    a, b, ratio = interleaved(lambda: step(ours, ours), lambda: step(theirs, upsampled), rounds)
+    row(f"MiT-B0 + SegFormer head, forward + backward, 2x3x256x512, against transformers (same weights, logits differ by {error:.0e})", 1e3 * a, 1e3 * b, ratio,
+        "at least 1.25 times faster", ratio >= 1.25 and error < 1e-4, "ms")
+
+def overhead(steps=40, rounds=9):
+    "A whole `fit` step, stream and checks included, against forward, backward and optimiser step on ready tensors."
+    s = SCALES["laptop"]
+    data = World("game", n=64, size=s.size).render()
+    torch.manual_seed(0)
+    net = segmenter(s.student).to(memory_format=torch.channels_last).train()
+    raw = next(Stream(data, s.batch))
+    x, y = normalize(raw["image"]).contiguous(memory_format=torch.channels_last), raw["label"]
+    bare_net = copy.deepcopy(net)
+    optimiser = Optim().build([{"params": list(bare_net.parameters())}])
+    def bare():
+        for _ in range(steps):
+            optimiser.zero_grad(set_to_none=True)
+            cross_entropy(bare_net(x), y, denominator="all").backward()
+            optimiser.step()
+    method, quiet = Supervised(net, augment=False), dict(progress=False)
+    a, b, _ = r = interleaved(lambda: fit(method, {"source": Stream(data, s.batch)}, steps, **quiet), bare, rounds)
+    ratio = 1 / r[2]
+    row(f"fit, one step at laptop scale ({s.student}, batch {s.batch}), against the bare loop", 1e3 * a / steps, 1e3 * b / steps, ratio, "at most 1.10 times", ratio <= 1.10, "ms")
+
+def imports(rounds=7):
+    run = lambda code: subprocess.run([sys.executable, "-c", code], check=True)
+    a, b, r = interleaved(lambda: run("import kdda.bench.runs"), lambda: run("import torch, torchvision"), rounds, warmup=1)
+    row("import kdda.bench.runs (and with it every room), against import torch, torchvision", a, b, 1 / r, "at most 1.2 times", 1 / r <= 1.2, "s")
+
+def demo():
+    "The main job from nothing, in a fresh folder; then the committed results of three seeds."
+    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    with tempfile.TemporaryDirectory() as out:
+        start = time.perf_counter()
+        subprocess.run(["kdda", "bench", "quickstart", "-p", "out", out], check=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wall = time.perf_counter() - start
+    row("make demo, environment ready", wall, 240, wall / 240, "at most 240", wall <= 240, "s")
+    rows = {r["method"]: r for r in table(load_results("game2city"))}
+    dacs, oracle = rows["dacs"], rows["oracle"]["miou"]
+    row(f"game2city: dacs over source_only, same steps and augmentation, {dacs['seeds']} seeds (oracle {oracle:.1f})", dacs["miou"], rows["source_only"]["miou"], None,
+        "at least +5 points, oracle above 50", dacs["gain"] >= 5 and oracle > 50 and dacs["seeds"] >= 3, "points of mIoU")
+
+if __name__ == "__main__":
+    wanted = sys.argv[1:] or ["imports", "world", "confusion", "mit", "overhead", "demo"]
+    torch.set_num_threads(1)
+    for name in wanted: globals()[name]()
+    if len(sys.argv) == 1:
+        Path("results").mkdir(exist_ok=True)
+        Path("results/speed.json").write_text(json.dumps(ROWS, indent=1) + "\n")
+    sys.exit(0 if all(r["holds"] for r in ROWS) else 1)

@@ -1,0 +1,142 @@
+"Runs, their parameters, and the command line, from outside."
+import json, os, shutil, subprocess, sys
+from pathlib import Path
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from kdda.bench.runs import Run, evaluate, execute, execute_all, export_results, ledger, load_results, show_table, table
+from kdda.bench.scenarios import SCENARIOS
+from kdda.data.world import World
+
+ROOT = Path(__file__).parent.parent
+SMALL = dict(scale="smoke", data_root=None)
+
+def kdda(*args, cwd=ROOT, **env):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.run([str(Path(sys.executable).parent / "kdda"), *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
+
+def test_metrics_json_has_what_tables_need(tmp_path):
+    m = execute(Run("dacs", out=tmp_path, **SMALL), progress=False)
+    for key in ("schema", "status", "benchmark", "method", "scenario", "scale", "seed", "steps", "student", "scores", "scored_on", "wall_s", "versions"): assert key in m
+    assert set(m["student"]) == {"name", "params", "macs"} and m["status"] == "finished"
+    s = m["scores"]
+    assert 0 <= s["miou"] <= 1 and 0 <= s["pixel_accuracy"] <= 1 and len(s["iou"]) == 19 and isinstance(s["absent"], list)
+    assert sorted(p.name for p in Run("dacs", out=tmp_path, **SMALL).folder.iterdir() if p.is_file() and not p.name.startswith(".")) == [
+        "env.json", "history.csv", "metrics.json", "params.yaml", "student.safetensors"]
+
+def test_the_stored_student_scores_as_the_metrics_say(tmp_path):
+    run = Run("source_only", out=tmp_path, **SMALL)
+    m = execute(run, progress=False)
+    again = evaluate(run.load_student(), run.data("test"), 2)
+    assert again["miou"] == pytest.approx(m["scores"]["miou"], abs=1e-6) and again["iou"] == pytest.approx(m["scores"]["iou"], abs=1e-6, nan_ok=True)
+
+@pytest.mark.parametrize("method", ["source_plain", "oracle", "daformer", "mic", "kd"])
+def test_every_row_runs(method, tmp_path):
+    assert execute(Run(method, out=tmp_path, **SMALL), progress=False)["method"] == method
+
+def test_digest_covers_what_determines_the_result():
+    ids = {Run(**{**SMALL, **c}).id for c in ({}, {"seed": 1}, {"steps": 7}, {"student": "mit_nano+segformer"}, {"method": "mic"})}
+    assert len(ids) == 5
+    assert Run(out="elsewhere", **SMALL).id == Run(benchmark="other", **SMALL).id
+
+def test_a_scenario_without_its_data_is_refused_with_the_command(tmp_path):
+    for scenario, name in (("camvid_day2dusk", "camvid"), ("gta2cityscapes", "gta5")):
+        with pytest.raises(ValueError, match=f"data_scripts/{name}.py"): Run(scenario=scenario, scale="smoke", data_root=str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+def test_gta2cityscapes_runs_on_trees_the_world_writes(tmp_path):
+    "The real loaders, resizing, crops and native-size scoring, end to end without a licensed pixel."
+    from kdda.data.datasets import GTA5_FRAMES
+    World("game", n=6, size=(96, 176)).render()
+    table_ = GTA5_FRAMES.encodings[0].table
+    to_id = np.array([int(np.flatnonzero(table_ == c)[0]) for c in range(19)], np.uint8)
+    for part in ("images", "labels"): (tmp_path / "gta5" / part).mkdir(parents=True)
+    game = World("game", n=6, size=(96, 176))
+    for i in range(6):
+        Image.fromarray(game.image(i)).save(tmp_path / f"gta5/images/{i:05}.png")
+        Image.fromarray(to_id[game.label(i)]).save(tmp_path / f"gta5/labels/{i:05}.png")
+    for split, n in (("train", 4), ("val", 3)): World("city", n=n, size=(128, 256), split=split).export("cityscapes", tmp_path / "cityscapes", split=split)
+    run = Run("dacs", scenario="gta2cityscapes", scale="smoke", data_root=str(tmp_path), out=tmp_path / "runs")
+    m = execute(run, progress=False)
+    assert m["scored_on"]["images"] == 3 and run.data("test").label(0).shape == (128, 256) and run.data("test").image(0).shape == (64, 128, 3)
+
+def test_real_frames(camvid_root, tmp_path):
+    for scenario in ("camvid_day2dusk", "game2camvid"):
+        m = execute(Run("dacs", scenario=scenario, scale="smoke", data_root=str(camvid_root), out=tmp_path), progress=False)
+        assert len(m["scores"]["iou"]) == 11
+    run = Run("dacs", scenario="camvid_day2dusk", scale="smoke", data_root=str(camvid_root))
+    keys = {role: {run.data(role).key(i) for i in range(len(run.data(role)))} for role in ("source", "target", "test")}
+    assert [len(keys[r]) for r in keys] == [305, 31, 31]
+    assert not keys["target"] & keys["test"] and not keys["source"] & keys["test"]
+
+def test_a_failed_run_leaves_its_error_and_does_not_stop_the_rest(tmp_path):
+    bad = Run("source_only", out=tmp_path, **SMALL)
+    (bad.folder / "train" / "checkpoints" / "step_00000006").mkdir(parents=True)   # damaged: no manifest
+    rows = execute_all([dict(method=m, out=tmp_path, **SMALL) for m in ("source_only", "oracle")], progress=False)
+    assert rows[0] is None and rows[1]["method"] == "oracle"
+    assert {r["method"]: r["state"] for r in ledger(tmp_path)} == {"source_only": "failed", "oracle": "finished"}
+    assert "none of the 1 checkpoints is intact" in (bad.folder / "error.txt").read_text()
+
+def fake(method, seed, miou, **more):
+    return {"scenario": "s", "scale": "laptop", "steps": 5, "seed": seed, "method": method, "params": {"options": {}}, "scores": {"miou": miou}, "scored_on": {"images": 1, "data": "d"}, **more}
+
+def test_table_pairs_by_seed():
+    rows = table([fake("source_only", 0, 0.40), fake("source_only", 1, 0.50), fake("dacs", 0, 0.46), fake("dacs", 1, 0.54)])
+    dacs = next(r for r in rows if r["method"] == "dacs")
+    assert dacs["gain"] == pytest.approx(5) and dacs["gain_std"] == pytest.approx(np.std([6, 4], ddof=1)) and dacs["miou"] == pytest.approx(50)
+    with pytest.raises(ValueError, match="never mixes"): table([fake("dacs", 0, 0.1), fake("dacs", 0, 0.1, scenario="other")])
+    with pytest.raises(ValueError, match="never mixes"): table([fake("dacs", 0, 0.1), fake("source_only", 0, 0.1, steps=6)])
+
+def test_committed_results_are_sound():
+    files = list((ROOT / "results").glob("*/*/*/seed*.json"))
+    for f in files:
+        m = json.loads(f.read_text())
+        scale, scenario, row = f.relative_to(ROOT / "results").parts[:3]
+        assert (m["status"], m["scale"], m["scenario"], f"seed{m['seed']}") == ("finished", scale, scenario, f.stem)
+        assert row.split("-")[0] == m["method"] and 0 < m["scores"]["miou"] < 1
+        classes = [v for v in m["scores"]["iou"].values() if v is not None]
+        assert m["scores"]["miou"] == pytest.approx(np.mean(classes), abs=1e-6)
+
+# the command line
+
+def test_bench_runs_the_quickstart_and_refuses_bad_parameters_first(tmp_path):
+    for args, text in ((["-p", "sclae", "smoke"], "did you mean 'scale'"), (["-p", "seeds", "three"], "'three' is not list"), (["-p", "scale", "smokey", "-p", "out", tmp_path], "did you mean 'smoke'")):
+        done = kdda("bench", "quickstart", *args)
+        assert done.returncode == 2 and text in done.stderr + done.stdout, done.stderr
+    assert not list(tmp_path.rglob("checkpoints"))
+    done = kdda("bench", "quickstart", "-p", "scale", "smoke", "-p", "out", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "source_only" in done.stdout and "adabn (dacs)" in done.stdout and "oracle" in done.stdout
+    page = next(tmp_path.glob("*.html"))
+    assert page.stat().st_size > 50_000 and page.with_suffix(".ipynb").is_file()
+    listed = kdda("runs", "--out", tmp_path)
+    assert listed.stdout.count("finished") == 5
+    again = kdda("bench", "quickstart", "-p", "scale", "smoke", "-p", "out", tmp_path)
+    assert again.returncode == 0 and "source_only" in again.stdout
+
+def test_plain_papermill_works_and_unknown_parameters_are_refused_there_too(tmp_path):
+    call = lambda *p: subprocess.run([sys.executable, "-m", "papermill", "nbs/benchmarks/quickstart.ipynb", str(tmp_path / "out.ipynb"), "-k", "python3", *map(str, p)],
+                                     cwd=ROOT, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    bad = call("-p", "sclae", "smoke", "-p", "out", tmp_path / "runs")
+    assert bad.returncode != 0 and "unknown parameter 'sclae'" in bad.stderr and not (tmp_path / "runs").exists()
+    good = call("-p", "scale", "smoke", "-p", "out", tmp_path / "runs", "-p", "steps", 4)
+    assert good.returncode == 0, good.stderr[-2000:]
+    assert {r["method"] for r in ledger(tmp_path / "runs")} == {"source_only", "dacs", "oracle", "adabn"}
+
+def test_check_lists_all_faults_and_fails(tmp_path):
+    World("city", n=3, size=(64, 128)).export("cityscapes", tmp_path, split="train")
+    World("city", n=2, size=(64, 128), split="val").export("cityscapes", tmp_path, split="val")
+    good = kdda("check", "cityscapes", tmp_path)
+    images, labels = sorted(tmp_path.glob("leftImg8bit/train/*/*.png")), sorted(tmp_path.glob("gtFine/train/*/*_labelIds.png"))
+    images[0].write_bytes(b"")
+    Image.fromarray(np.full((64, 128), 77, np.uint8)).save(labels[1])
+    bad = kdda("check", "cityscapes", tmp_path)
+    assert bad.returncode == 1 and images[0].name in bad.stdout and labels[1].name in bad.stdout and "77" in bad.stdout
+    assert good.returncode in (0, 1)
+    assert kdda("check", "cityscopes", tmp_path).returncode == 2
+
+def test_help_and_unknown_benchmark():
+    assert "bench" in kdda("--help").stdout
+    done = kdda("bench", "nothing")
+    assert done.returncode == 2 and "quickstart" in done.stderr and "Traceback" not in done.stderr
