@@ -8,6 +8,7 @@ export PYTHONHASHSEED ?= 0
 NOTEBOOKS = find nbs kdda \( -name '*.ipynb' -o -name '*.py' \) -not -path '*/.ipynb_checkpoints/*' | LC_ALL=C sort | xargs sha256sum
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help setup demo test sync notebooks pytest test-slow speed results readme lock wheel lab clean
 
 help:  ## list the targets
@@ -15,6 +16,7 @@ help:  ## list the targets
 
 setup: .venv/.ready  ## make .venv with the exact versions of requirements.lock
 .venv/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "kdda needs Python 3.10 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps -e .
@@ -27,8 +29,11 @@ test: setup sync notebooks pytest  ## everything CI runs
 
 sync: setup
 	@echo "sync: nbdev_clean and nbdev_export must change nothing"
-	@$(NOTEBOOKS) > .venv/before && nbdev_clean && nbdev_export && $(NOTEBOOKS) > .venv/after && \
-	  diff .venv/before .venv/after || { echo "sync: the files above changed; commit what nbdev_clean and nbdev_export made of them"; exit 1; }
+	@$(NOTEBOOKS) > .venv/before
+	@nbdev_clean
+	@nbdev_export
+	@$(NOTEBOOKS) > .venv/after
+	@diff .venv/before .venv/after || { echo "sync: the files above changed; commit what nbdev_clean and nbdev_export made of them"; exit 1; }
 
 notebooks: setup
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing

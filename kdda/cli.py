@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['find_notebook', 'parameters_of', 'checked_parameters', 'bench', 'check', 'runs', 'parser', 'main']
 
-# %% ../nbs/bench/43_command_line.ipynb #d4af893d
-import argparse, os, sys
+# %% ../nbs/bench/43_command_line.ipynb #49ae8ec3
+import argparse, os, re, sys
 from pathlib import Path
 
-# %% ../nbs/bench/43_command_line.ipynb #243f533e
+# %% ../nbs/bench/43_command_line.ipynb #2a1dd55f
 def find_notebook(name):  # a path, or the name of a notebook in nbs/benchmarks
     "The notebook of a benchmark."
     folder = Path("nbs/benchmarks")
@@ -19,20 +19,13 @@ def find_notebook(name):  # a path, or the name of a notebook in nbs/benchmarks
     raise FileNotFoundError(f"no benchmark called {name!r}. In {folder}: {there}")
 
 def _typed(text, kind):
-    "A command-line value as the type that the notebook declares, e.g. 'int' or 'str | None'."
-    kinds = [k.strip() for k in (kind or "str").split("|")]
-    if text == "None" and "None" in kinds: return None
-    for k in kinds:
-        try:
-            if k in ("int", "float"): return {"int": int, "float": float}[k](text)
-            if k == "bool": return {"true": True, "false": False}[text.lower()]
-            if k == "str": return text
-            if k in ("list", "dict"):
-                import yaml
-                value = yaml.safe_load(text)
-                if isinstance(value, {"list": list, "dict": dict}[k]): return value
-        except (ValueError, KeyError): continue
-    raise TypeError(f"{text!r} is not {kind}")
+    "A command-line value as the type that the notebook declares: 'str', 'int', 'float', 'bool', 'list' or 'dict'."
+    import yaml
+    if kind == "str": return text
+    value = yaml.safe_load(text)
+    if kind == "float" and type(value) is int: value = float(value)
+    if type(value).__name__ != kind: raise TypeError(f"{text!r} is not {kind}")
+    return value
 
 def parameters_of(notebook):  # -> {name: (type, default, help)}
     "What the `parameters` cell declares."
@@ -51,11 +44,14 @@ def checked_parameters(notebook, pairs):  # [(name, text), ...] -> {name: value}
         except TypeError as e: raise TypeError(f"parameter {name}: {e}") from None
     return out
 
+def _slug(text): return re.sub(r"[^\w.]+", "_", str(text)).strip("_")
+
 def bench(args):
-    import papermill
+    try: import papermill
+    except ImportError: raise ImportError("benchmarks need papermill: pip install 'kdda[bench]'") from None
     notebook = find_notebook(args.notebook)
     parameters = checked_parameters(notebook, args.parameters or [])
-    copy = Path(args.output or Path(parameters.get("out", "runs")) / "-".join([notebook.stem, *(str(v) for k, v in parameters.items() if k not in ("out", "data_root"))])).with_suffix(".ipynb")
+    copy = Path(args.output or Path(parameters.get("out", "runs")) / ("-".join([notebook.stem, *(_slug(v) for k, v in parameters.items() if k not in ("out", "data_root"))]) + ".ipynb"))
     copy.parent.mkdir(parents=True, exist_ok=True)
     try: papermill.execute_notebook(str(notebook), str(copy), parameters, kernel_name="python3", log_output=True, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr)
     finally: print(f"notebook  {copy}")
@@ -65,7 +61,7 @@ def bench(args):
     print(f"page      {page}")
     return 0
 
-# %% ../nbs/bench/43_command_line.ipynb #aab41464
+# %% ../nbs/bench/43_command_line.ipynb #208c2ee3
 def check(args):
     from kdda.data.datasets import LAYOUTS, check as doctor
     if args.dataset not in LAYOUTS: raise ValueError(f"no dataset called {args.dataset!r}; there are {', '.join(LAYOUTS)}")
@@ -73,7 +69,7 @@ def check(args):
     print(report)
     return 0 if report.ok else 1
 
-# %% ../nbs/bench/43_command_line.ipynb #270d1290
+# %% ../nbs/bench/43_command_line.ipynb #150334ed
 def runs(args):
     from kdda.bench.runs import export_results, ledger
     rows = ledger(args.out)
@@ -83,7 +79,7 @@ def runs(args):
         for f in export_results(args.out, args.export): print(f"exported   {f}")
     return 0
 
-# %% ../nbs/bench/43_command_line.ipynb #7fda9ca0
+# %% ../nbs/bench/43_command_line.ipynb #7673b4fe
 def parser():
     p = argparse.ArgumentParser("kdda", description="knowledge distillation + domain adaptation for driving-scene segmentation")
     sub = p.add_subparsers(required=True, metavar="command")
@@ -105,5 +101,5 @@ def main(argv=None):  # -> exit code
     try: return args.do(args)
     except Exception as e:
         if os.environ.get("KDDA_DEBUG"): raise
-        print(f"kdda: {e}", file=sys.stderr)
+        print(f"kdda: {str(e).strip().splitlines()[-1] if type(e).__name__ == 'PapermillExecutionError' else e}", file=sys.stderr)
         return 2

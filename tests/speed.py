@@ -91,7 +91,7 @@ def overhead(steps=40, rounds=9):
     raw = next(Stream(data, s.batch))
     x, y = normalize(raw["image"]).contiguous(memory_format=torch.channels_last), raw["label"]
     bare_net = copy.deepcopy(net)
-    optimiser = Optim().build([{"params": list(bare_net.parameters())}])
+    optimiser = Optim().build([bare_net])
     def bare():
         for _ in range(steps):
             optimiser.zero_grad(set_to_none=True)

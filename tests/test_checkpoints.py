@@ -51,6 +51,11 @@ def test_a_pickle_is_never_executed(folder, name, tmp_path):
     assert checkpoints.load_latest(folder, lambda _: None)[0] == 10
     assert not (tmp_path / "executed").exists()
 
+def test_a_new_checkpoint_is_kept_and_damaged_later_ones_go(folder):
+    (folder / "step_00000020" / "state.json").write_text("{}")
+    assert checkpoints.save(folder, 15, {"w": 1}, keep=1).is_dir()
+    assert checkpoints.steps(folder) == [15] and checkpoints.load_latest(folder)[0] == 15
+
 def test_none_intact_is_an_error_not_a_restart(folder):
     for step in ("step_00000010", "step_00000020"): (folder / step / "state.json").write_text("{}")
     with pytest.raises(CheckpointError, match="none of the 2"): checkpoints.load_latest(folder, lambda _: None)

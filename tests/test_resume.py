@@ -18,9 +18,9 @@ def run(folder, tell=lambda line: None):
     class Told(SelfTraining):
         def after_step(self, t): super().after_step(t); tell(f"step {t}")
     Told.__name__ = "SelfTraining"
-    save = checkpoints.save_file
+    save = getattr(checkpoints.save_file, "original", checkpoints.save_file)
     def slow_save(*a, **k): tell("writing"); time.sleep(0.003); save(*a, **k); tell("written"); time.sleep(0.003)
-    checkpoints.save_file = slow_save
+    slow_save.original, checkpoints.save_file = save, slow_save
     torch.manual_seed(0)
     source, target = World("game", n=16, size=SIZE), World("city", n=16, size=SIZE)
     streams = {"source": Stream(source, 2, role="source", sampler=RareClass(min_pixels=8, min_crop_pixels=4), crop=(24, 48), workers=1),
@@ -57,7 +57,7 @@ def test_killed_at_twenty_random_moments(tmp_path):
         os.kill(process.pid, signal.SIGKILL); process.join()
         assert process.exitcode == -signal.SIGKILL
         kills[what] += 1
-    assert sum(kills.values()) == 20
+    assert sum(kills.values()) == 20 and min(kills.values()) > 0
     resumed, history = run(tmp_path / "killed")
     whole, expected = run(tmp_path / "whole")
     assert history == expected

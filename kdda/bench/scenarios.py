@@ -6,7 +6,7 @@
 __all__ = ['SCALES', 'ROLES', 'SCENARIOS', 'Scale', 'Scenario', 'scenario', 'data_folder', 'world_data', 'game2city', 'city2dusk',
            'camvid_day2dusk', 'game2camvid', 'gta2cityscapes']
 
-# %% ../../nbs/bench/40_scenarios.ipynb #097dd987
+# %% ../../nbs/bench/40_scenarios.ipynb #7cb378d0
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..data.datasets import CAMVID_DAY, CAMVID_DUSK, GTA5, CamVid, Cityscapes, D
 from ..data.world import World
 from ..learn.fit import Optim
 
-# %% ../../nbs/bench/40_scenarios.ipynb #a1d24cf8
+# %% ../../nbs/bench/40_scenarios.ipynb #0d78f194
 @dataclass(frozen=True)
 class Scale:
     "How big a run is, and the optimiser recipe that goes with the size."
@@ -32,31 +32,33 @@ class Scale:
     crop: tuple | None = None  # training crops; None: whole images
     source_box: tuple | None = None  # training images are resized to fit inside (height, width); None: as they are
     target_box: tuple | None = None
-    head_lr: float = 1.0       # learning-rate factor of the head
-    norm_decay: bool = True    # weight decay on normalisation layers
     max_class_share: float | None = None   # source crops: redraw when one class covers more
     warm_share: float = 0.0    # share of the budget spent on source before self-training
     ema_decay: float = 0.999
     threshold: float = 0.968   # of the pseudo-label confidence weight
     photo: dict = field(default_factory=dict)  # arguments of `photometric`
+    augment_source: bool = True   # self-training disturbs source images too (DAFormer: no)
+    bn_source: bool = False    # self-training's source pass updates batch-norm statistics (DAFormer: yes)
+    class_mix: dict = field(default_factory=dict)  # arguments of `class_mask`
     rare_temperature: float = 0.01
     rare_pixels: tuple = (3000, 1500)  # rare class sampling: pixels in the image, in the crop
     mask_block: int = 32       # blocks of masked consistency, pixels
     adabn_steps: int = 50
-    precision: str = "fp32"
+    eval_batch: int = 25       # images scored at a time
+    precision: str = "fp32"    # or "bf16"
     workers: int = 0
 
 SCALES = {s.name: s for s in (
-    Scale("smoke", steps=6, batch=2, size=(32, 64), n_train=8, n_test=4, student="mobilenet_v2_050+lraspp", teacher="resnet10_slim+lraspp",
-          optim=Optim(lr=6e-3, warmup=0.1), warm_share=0.5, ema_decay=0.98, rare_pixels=(8, 4), mask_block=8, adabn_steps=2),
-    Scale("laptop", steps=1600, batch=8, size=(64, 128), n_train=1024, n_test=200, student="mobilenet_v2_050+lraspp", teacher="resnet10_slim+lraspp",
-          optim=Optim(lr=6e-3, warmup=0.05), warm_share=0.5, ema_decay=0.98, photo=dict(jitter=0.4, p_gray=0.1), rare_pixels=(32, 16), mask_block=8),
+    Scale("smoke", steps=6, batch=2, size=(32, 64), n_train=8, n_test=4, student="resnet10_nano+segformer:48", teacher="resnet10_slim+lraspp:64",
+          optim=Optim(lr=1e-2, warmup=0.1), warm_share=0.5, ema_decay=0.98, rare_pixels=(8, 4), mask_block=8, adabn_steps=2, eval_batch=2),
+    Scale("laptop", steps=2400, batch=8, size=(64, 128), n_train=1024, n_test=200, student="resnet10_nano+segformer:48", teacher="resnet10_slim+lraspp:64",
+          optim=Optim(lr=1e-2, warmup=0.05), warm_share=0.35, ema_decay=0.98, threshold=0.9, photo=dict(jitter=0.4, p_gray=0.1), rare_pixels=(32, 16), mask_block=8),
     Scale("paper", steps=40_000, batch=2, size=(512, 1024), n_train=5000, n_test=500, student="mit_b0+daformer", teacher="mit_b5+daformer",
-          optim=Optim(lr=6e-5, warmup=1500), crop=(512, 512), source_box=(720, 1280), target_box=(512, 1024), head_lr=10.0, norm_decay=False,
-          max_class_share=0.75, workers=4),
+          optim=Optim(lr=6e-5, warmup=1500, head_lr=10.0, norm_decay=False), crop=(512, 512), source_box=(720, 1280), target_box=(512, 1024), max_class_share=0.75,
+          augment_source=False, bn_source=True, class_mix=dict(batch_classes=True, void=True), eval_batch=1, workers=4),
 )}
 
-# %% ../../nbs/bench/40_scenarios.ipynb #68c4ba48
+# %% ../../nbs/bench/40_scenarios.ipynb #825b2fb7
 ROLES = ("source", "target", "val", "test")
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Scenario:
     make: Callable            # (role, scale, data_root) -> Dataset
     needs: tuple = ()         # datasets on disk, folders of data_root
     overrides: dict = field(default_factory=dict)  # scale name -> fields of Scale that differ here
-    margins: tuple = (0, 0)   # rows of target images without pseudo-labels (DAFormer on Cityscapes: 15 at the top, 120 at the bottom)
+    margins: tuple = (0, 0)   # rows of a target image 512 high that get no pseudo-labels (DAFormer on Cityscapes: 15 at the top, 120 at the bottom)
 
     def at(self, scale):  # name of a scale, or a Scale
         "The scale as this scenario wants it."
@@ -103,20 +105,22 @@ def data_folder(data_root=None):  # -> path or None
     "Where datasets on disk are: the argument, or the environment variable KDDA_DATA."
     return data_root or os.environ.get("KDDA_DATA") or None
 
-# %% ../../nbs/bench/40_scenarios.ipynb #d7479dda
+# %% ../../nbs/bench/40_scenarios.ipynb #41ddee46
 def world_data(domain, role, scale, space=None):
     "Frames of the embedded world for one role, rendered once."
     split, n = {"source": ("train", scale.n_train), "target": ("train", scale.n_train), "val": ("val", max(2, scale.n_test // 4)), "test": ("test", scale.n_test)}[role]
     return World(domain, n=n, size=scale.size, split=split).render()
 
-@scenario("game2city", "embedded world: a game's clean colours -> a grainy city")
+_WORLD = {"paper": dict(source_box=None, target_box=None, n_train=1000, n_test=200)}
+
+@scenario("game2city", "embedded world: a game's clean colours -> a grainy city", overrides=_WORLD)
 def game2city(role, scale, root): return world_data("game" if role == "source" else "city", role, scale)
 
-@scenario("city2dusk", "embedded world: the city by day -> at dusk")
+@scenario("city2dusk", "embedded world: the city by day -> at dusk", overrides=_WORLD)
 def city2dusk(role, scale, root): return world_data("city" if role == "source" else "dusk", role, scale)
 
-# %% ../../nbs/bench/40_scenarios.ipynb #50818ac2
-_CAMVID = {"smoke": dict(size=(48, 64)), "laptop": dict(size=(96, 128)), "paper": dict(size=(360, 480), crop=(352, 352), source_box=None, target_box=None, steps=10_000)}
+# %% ../../nbs/bench/40_scenarios.ipynb #d741f021
+_CAMVID = {"smoke": dict(size=(48, 64)), "laptop": dict(size=(96, 128)), "paper": dict(size=(360, 480), crop=(352, 352), source_box=None, target_box=None, steps=10_000, n_train=1000)}
 
 @scenario("camvid_day2dusk", "CamVid: two drives by day -> one at dusk (real frames)", labels.CAMVID_11, needs=("camvid",), overrides=_CAMVID)
 def camvid_day2dusk(role, scale, root):
@@ -129,7 +133,7 @@ def game2camvid(role, scale, root):
     if role == "source": return Mapped(world_data("game", role, scale), labels.CITYSCAPES_19_TO_CAMVID_11)
     return InMemory(CamVid(Path(root) / "camvid", "train" if role == "target" else "val"), scale.size)
 
-# %% ../../nbs/bench/40_scenarios.ipynb #d0e6ab93
+# %% ../../nbs/bench/40_scenarios.ipynb #96a88351
 @scenario("gta2cityscapes", "GTA5 -> Cityscapes (your copies)", needs=("gta5", "cityscapes"), margins=(15, 120),
           overrides={"smoke": dict(source_box=(64, 128), target_box=(64, 128), crop=(48, 48)),
                      "laptop": dict(source_box=(90, 160), target_box=(64, 128), crop=(64, 64))})

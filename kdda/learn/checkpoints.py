@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['CheckpointError', 'verify', 'save', 'steps', 'load', 'load_latest', 'nonfinite']
 
-# %% ../../nbs/learn/19_checkpoints.ipynb #4d133a36
+# %% ../../nbs/learn/19_checkpoints.ipynb #1441ef8a
 import hashlib, json, os, re, shutil
 from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-# %% ../../nbs/learn/19_checkpoints.ipynb #4dec81be
+# %% ../../nbs/learn/19_checkpoints.ipynb #4f4d66da
 def _pack(tree, tensors):
     "`tree` as JSON values; its tensors are appended to the dictionary `tensors`."
     if isinstance(tree, torch.Tensor):
@@ -38,7 +38,7 @@ def _unpack(value, tensors):
     if "__items__" in value: return {_unpack(k, tensors): _unpack(v, tensors) for k, v in value["__items__"]}
     return {k: _unpack(v, tensors) for k, v in value.items()}
 
-# %% ../../nbs/learn/19_checkpoints.ipynb #fc43fe81
+# %% ../../nbs/learn/19_checkpoints.ipynb #ed053dd5
 class CheckpointError(RuntimeError):
     "A checkpoint that cannot be written, or must not be used."
 
@@ -68,7 +68,7 @@ def verify(path):  # a checkpoint directory -> its manifest
         if _digest(file) != want["sha256"]: raise CheckpointError(f"{file}: SHA-256 differs from the manifest")
     return manifest
 
-# %% ../../nbs/learn/19_checkpoints.ipynb #d381c5f3
+# %% ../../nbs/learn/19_checkpoints.ipynb #8b077192
 def _fsync(path):
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
@@ -93,8 +93,9 @@ def save(folder,   # where checkpoints live; made if absent
         (tmp / "state.json").write_text(state)
         files = {f: {"bytes": (tmp / f).stat().st_size, "sha256": _digest(tmp / f)} for f in ("state.json", "tensors.safetensors")}
         (tmp / "manifest.json").write_bytes(_canonical({"format": 1, "step": step, "files": files}))
-        for f in (*files, "manifest.json"): _fsync(tmp / f)
-        if final.exists(): shutil.rmtree(final)
+        for f in (*files, "manifest.json", ""): _fsync(tmp / f)
+        for old in steps(folder):  # of an abandoned future: damaged, or the run went back to an earlier one
+            if old >= step: _drop(folder, old)
         tmp.rename(final)
         _fsync(folder)
     except Exception as e:
@@ -103,14 +104,18 @@ def save(folder,   # where checkpoints live; made if absent
         have = steps(folder)
         raise CheckpointError(f"{final}: could not be written ({e}). Free space or choose another folder; "
                               + (f"checkpoint {_name(have[-1])} is intact." if have else "there is no earlier checkpoint.")) from e
-    for old in steps(folder)[:-keep]: shutil.rmtree(folder / _name(old), ignore_errors=True)
+    for old in steps(folder)[:-keep]: _drop(folder, old)
     return final
+
+def _drop(folder, step):
+    "Delete a checkpoint; renamed first, since a directory with a final name is complete, also while it is being deleted."
+    shutil.rmtree((folder / _name(step)).rename(folder / f".tmp-old-{step}"), ignore_errors=True)
 
 def steps(folder):  # -> sorted list of int
     "The steps for which `folder` holds a checkpoint."
     return sorted(int(m[1]) for p in Path(folder).glob("step_*") if (m := re.fullmatch(r"step_(\d+)", p.name)))
 
-# %% ../../nbs/learn/19_checkpoints.ipynb #3102b27a
+# %% ../../nbs/learn/19_checkpoints.ipynb #d3f58f8a
 def load(path):  # a checkpoint directory -> the tree
     "Verify the checkpoint at `path`, then read it. No pickle is involved: nothing in the files can run."
     verify(path)
@@ -127,7 +132,7 @@ def load_latest(folder,        # where checkpoints live
     if have: raise CheckpointError(f"{folder}: none of the {len(have)} checkpoints is intact; remove the folder to start again")
     return 0, None
 
-# %% ../../nbs/learn/19_checkpoints.ipynb #e3602226
+# %% ../../nbs/learn/19_checkpoints.ipynb #9e4747b6
 def nonfinite(state,  # flat dict name -> value, such as a `state_dict`
              ):       # -> names of the floating-point tensors that hold NaN or infinity
     "Names of the tensors in `state` that are not finite everywhere."

@@ -6,21 +6,20 @@
 __all__ = ['ROWS', 'Row', 'row', 'source_plain', 'source_only', 'oracle', 'adabn', 'self_training', 'dacs', 'daformer', 'mic',
            'kd']
 
-# %% ../../nbs/learn/25_rows.ipynb #0d39c934
+# %% ../../nbs/learn/25_rows.ipynb #3dacc05f
 from dataclasses import dataclass
 import inspect
 from typing import Callable
 from .fit import Stage
 from .selftrain import AdaBN, PlainKD, SelfTraining, Supervised
 
-# %% ../../nbs/learn/25_rows.ipynb #12d4c05c
+# %% ../../nbs/learn/25_rows.ipynb #7db051dc
 @dataclass(frozen=True)
 class Row:
     "A named recipe."
     name: str
     about: str        # one line for tables and help
     stages: Callable  # task, **options -> list of Stage
-    needs: tuple = () # names of rows whose finished student it loads
 
     @property
     def options(self):
@@ -29,15 +28,15 @@ class Row:
 
 ROWS = {}
 
-def row(name, about, needs=()):
+def row(name, about):
     "Decorator: register a function `(task, option=default, ...) -> list of Stage` under `name`."
     def register(stages):
         if name in ROWS and ROWS[name].stages.__qualname__ != stages.__qualname__: raise ValueError(f"there is a row {name!r} already: {ROWS[name].about}")
-        ROWS[name] = Row(name, about, stages, tuple(needs))
+        ROWS[name] = Row(name, about, stages)
         return stages
     return register
 
-# %% ../../nbs/learn/25_rows.ipynb #08628de4
+# %% ../../nbs/learn/25_rows.ipynb #a37d849f
 @row("source_plain", "cross-entropy on source, no augmentation")
 def source_plain(task):
     return [Stage("train", lambda _: Supervised(task.net(), augment=False), {"source": task.stream("source")}, task.steps)]
@@ -50,21 +49,22 @@ def source_only(task):
 def oracle(task):
     return [Stage("train", lambda _: Supervised(task.net(), role="target", photo=task.scale.photo), {"target": task.stream("oracle")}, task.steps)]
 
-@row("adabn", "another row's network with batch-norm statistics of the target", needs=("source_only",))
+@row("adabn", "another row's network with batch-norm statistics of the target")
 def adabn(task, of="source_only"):
     return [Stage("statistics", lambda _: AdaBN(task.finished(of)), {"target": task.stream("target")}, task.scale.adabn_steps)]
 
-# %% ../../nbs/learn/25_rows.ipynb #6702cb70
+# %% ../../nbs/learn/25_rows.ipynb #41c97258
 def self_training(task,     # a task
                   sampler=None,  # of the source stream; None: uniform
                   **switches):   # of `SelfTraining`
     "Warm-up on source, then self-training, within one budget."
     scale = task.scale
     warm = round(task.steps * scale.warm_share)
-    source = dict(sampler=sampler) if sampler else {}
+    source = dict(role="source, adapting", **(dict(sampler=sampler) if sampler else {}))  # another role: other draws than the warm-up's
     stages = [Stage("warm_up", lambda _: Supervised(task.net(), photo=scale.photo), {"source": task.stream("source")}, warm)] if warm else []
     adapt = lambda before: SelfTraining(before.student if before else task.net(), ema_decay=scale.ema_decay, threshold=scale.threshold,
-                                        photo=scale.photo, **{"augment_source": bool(warm), **switches})
+                                        photo=scale.photo, augment_source=scale.augment_source,
+                                        bn_source=scale.bn_source, class_mix=scale.class_mix, margins=task.margins, **switches)
     return stages + [Stage("adapt", adapt, {"source": task.stream("source", **source), "target": task.stream("target")}, task.steps - warm)]
 
 @row("dacs", "self-training: EMA teacher, confidence weight, ClassMix")
@@ -76,8 +76,8 @@ def daformer(task): return self_training(task, task.rare_class(), **task.feature
 @row("mic", "daformer + masked image consistency")
 def mic(task): return self_training(task, task.rare_class(), mic=1.0, mask_block=task.scale.mask_block, **task.feature_distance())
 
-@row("kd", "an adapted large teacher, distilled on target images", needs=("daformer",))
+@row("kd", "an adapted large teacher, distilled on target images")
 def kd(task, of="daformer"):
-    teacher = lambda: task.finished(of, student=task.teacher_name)
+    teacher = lambda: task.finished(of, student=task.teacher_name, weights=task.teacher_weights)
     return [Stage("distil", lambda _: PlainKD(task.net(), teacher(), photo=task.scale.photo),
                   {"source": task.stream("source"), "target": task.stream("target")}, task.steps)]

@@ -6,16 +6,16 @@
 __all__ = ['Supervised', 'batch_norms', 'AdaBN', 'PlainKD', 'ema_update', 'pseudo_label', 'dacs_mix', 'frozen_statistics',
            'teacher_mode', 'SelfTraining']
 
-# %% ../../nbs/learn/23_selftrain.ipynb #1df8ad98
+# %% ../../nbs/learn/23_selftrain.ipynb #a26ea8ef
 import contextlib, copy
 import torch
 from torch import nn
 from ..data.augment import block_mask, class_mask, mix, photometric
 from ..data.labels import IGNORE
-from .fit import Method, Optim
+from .fit import Method
 from .losses import cross_entropy, feature_distance, kd_kl
 
-# %% ../../nbs/learn/23_selftrain.ipynb #e84a3a05
+# %% ../../nbs/learn/23_selftrain.ipynb #f1745e62
 class Supervised(Method):
     "Cross-entropy on a labelled stream: source-only or, on target labels, the oracle."
     def __init__(self, student,      # Segmenter
@@ -31,10 +31,10 @@ class Supervised(Method):
         data = getattr(batch, self.role)
         x = photometric(data.image, batch.generator, **self.photo) if self.augment else data.image
         loss = cross_entropy(self.student(x), data.label, denominator=self.denominator)
-        backward(loss)
+        backward(loss, f"ce_{self.role}")
         return {f"ce_{self.role}": loss}
 
-# %% ../../nbs/learn/23_selftrain.ipynb #444a0458
+# %% ../../nbs/learn/23_selftrain.ipynb #04cad820
 def batch_norms(net): return [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 class AdaBN(Method):
@@ -47,10 +47,12 @@ class AdaBN(Method):
 
     @torch.no_grad()
     def step(self, batch, backward):
+        self.student.eval()  # no dropout: only the statistics are to be learnt
+        for m in batch_norms(self.student): m.train()
         self.student(batch.target.image)
         return {}
 
-# %% ../../nbs/learn/23_selftrain.ipynb #c68874b2
+# %% ../../nbs/learn/23_selftrain.ipynb #6d351b7b
 class PlainKD(Method):
     "Cross-entropy on source, Hinton's distillation from a frozen teacher on target."
     frozen = ("teacher",)
@@ -64,27 +66,27 @@ class PlainKD(Method):
     def step(self, batch, backward):
         x = photometric(batch.source.image, batch.generator, **self.photo)
         ce = cross_entropy(self.student(x), batch.source.label, denominator=self.denominator)
-        backward(ce)
+        backward(ce, "ce_source")
         with torch.no_grad(): soft = self.nets["teacher"](batch.target.image)
         x = photometric(batch.target.image, batch.generator, **self.photo)
         kd = self.weight * kd_kl(self.student(x), soft, self.temperature)
-        backward(kd)
+        backward(kd, "kd")
         return {"ce_source": ce, "kd": kd}
 
-# %% ../../nbs/learn/23_selftrain.ipynb #57334233
+# %% ../../nbs/learn/23_selftrain.ipynb #53ff939b
 @torch.no_grad()
 def ema_update(teacher, student,  # modules of one architecture
-               t,                 # number of updates before this one; with ramp, t = 0 copies
-               decay=0.999, ramp=True,
+               t,                 # number of updates before this one; t = 0 copies
+               decay=0.999,       # alpha
                buffers="keep",    # "keep": the teacher's own; "copy": the student's batch-norm statistics
               ):
     "teacher <- a * teacher + (1 - a) * student, in place."
-    a = min(1 - 1 / (t + 1), decay) if ramp else decay
+    a = min(1 - 1 / (t + 1), decay)
     torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - a)
     if buffers == "copy":
         for b, s in zip(teacher.buffers(), student.buffers()): b.copy_(s)
 
-# %% ../../nbs/learn/23_selftrain.ipynb #d6b12c97
+# %% ../../nbs/learn/23_selftrain.ipynb #75e5dfbe
 def pseudo_label(logits,            # teacher's, [B,C,H,W]
                  threshold=0.968,   # tau
                  margins=(0, 0),    # rows at top and bottom that get weight 0; DAFormer on Cityscapes: (15, 120)
@@ -98,15 +100,15 @@ def pseudo_label(logits,            # teacher's, [B,C,H,W]
     if bottom: weight[:, -bottom:] = 0
     return label.to(torch.uint8), weight, q
 
-# %% ../../nbs/learn/23_selftrain.ipynb #99e68f69
+# %% ../../nbs/learn/23_selftrain.ipynb #c963181d
 def dacs_mix(source, source_label,          # [B,3,H,W], uint8 [B,H,W]
              target, pseudo, pseudo_weight, # [B,3,H,W], uint8 [B,H,W], float [B,H,W]
-             generator):                    # -> mixed image, label, weight
+             generator, **classes):         # classes: options of `class_mask` -> mixed image, label, weight
     "ClassMix of source over target; weight 1 on pasted pixels, the pseudo-label's weight elsewhere."
-    mask = class_mask(source_label, generator)
+    mask = class_mask(source_label, generator, **classes)
     return mix(mask, source, target), mix(mask, source_label, pseudo), mix(mask, 1.0, pseudo_weight)
 
-# %% ../../nbs/learn/23_selftrain.ipynb #6a2cc1e6
+# %% ../../nbs/learn/23_selftrain.ipynb #e913c533
 @contextlib.contextmanager
 def frozen_statistics(net):
     "Batch-norm layers of `net` use batch statistics but leave their running ones alone."
@@ -126,11 +128,10 @@ def teacher_mode(net,        # the EMA teacher
         for m in batch_norms(net): m.train()
     return net
 
-# %% ../../nbs/learn/23_selftrain.ipynb #17db46db
+# %% ../../nbs/learn/23_selftrain.ipynb #d1135245
 class SelfTraining(Method):
     "DACS / DAFormer / MIC self-training; every part can be switched."
     frozen = ("teacher",)
-    optim = {"main": Optim()}
 
     def __init__(self, student,         # Segmenter
                  ema_decay=0.999,       # alpha
@@ -141,19 +142,21 @@ class SelfTraining(Method):
                  augment_source=False,  # disturb source images too (DAFormer: no)
                  photo=None,            # arguments of `photometric` for the mixed image
                  fd=0.0,                # weight of the feature distance to `anchor` (DAFormer: 0.005)
-                 anchor=None,           # frozen network with the initial (ImageNet) weights
+                 anchor=None,           # frozen backbone with the initial (ImageNet) weights
                  things=(),             # class ids the feature distance looks at
                  mic=0.0,               # weight of masked consistency (MIC: 1)
                  mask_block=32, mask_ratio=0.7,  # MIC's blocks at half resolution, share hidden
+                 class_mix=None,        # arguments of `class_mask` (DAFormer: batch_classes=True, void=True)
                  denominator="all",     # of the source cross-entropy's mean
                 ):
         nets = dict(student=student, teacher=copy.deepcopy(student))
         if fd:
-            if anchor is None: raise ValueError("fd > 0 needs `anchor`, a copy of the network with its pre-trained weights")
+            if anchor is None: raise ValueError("fd > 0 needs `anchor`, a copy of the backbone with its pre-trained weights")
             nets["anchor"], self.frozen = anchor, ("teacher", "anchor")
         super().__init__(**nets)
         self.ema_decay, self.teacher_bn, self.threshold, self.margins, self.bn_source = ema_decay, teacher_bn, threshold, margins, bn_source
         self.augment_source, self.photo, self.fd, self.things, self.denominator = augment_source, photo or {}, fd, tuple(things), denominator
+        self.class_mix = class_mix or {}
         self.mic, self.mask_block, self.mask_ratio = mic, mask_block, mask_ratio
 
     def step(self, batch, backward):
@@ -161,12 +164,12 @@ class SelfTraining(Method):
         terms = self.source_step(source, g, backward)
         with torch.no_grad():
             pseudo, weight, terms["q"] = pseudo_label(teacher_mode(self.nets["teacher"], self.teacher_bn)(target.image), self.threshold, self.margins)
-            image, label, pixel_weight = dacs_mix(source.image, source.label, target.image, pseudo, weight, g)
-        terms["ce_mixed"] = self.target_step(photometric(image, g, **self.photo), label, pixel_weight, backward)
+            image, label, pixel_weight = dacs_mix(source.image, source.label, target.image, pseudo, weight, g, **self.class_mix)
+        terms["ce_mixed"] = self.target_step("ce_mixed", photometric(image, g, **self.photo), label, pixel_weight, backward)
         if self.mic:
             visible = block_mask(target.image.shape, self.mask_block, self.mask_ratio, g, target.image.device)
             hidden = mix(visible, photometric(target.image, g, **self.photo), 0.0)
-            terms["ce_masked"] = self.target_step(hidden, pseudo, self.mic * weight, backward)
+            terms["ce_masked"] = self.target_step("ce_masked", hidden, pseudo, self.mic * weight, backward)
         return terms
 
     def source_step(self, source, g, backward):
@@ -176,17 +179,17 @@ class SelfTraining(Method):
             logits, taps = self.student(x, taps=("stage4",))
         ce = cross_entropy(logits, source.label, denominator=self.denominator)
         if not self.fd:
-            backward(ce)
+            backward(ce, "ce_source")
             return {"ce_source": ce}
-        with torch.no_grad(): _, before = self.nets["anchor"](x, taps=("stage4",))
-        fd = self.fd * feature_distance(taps["stage4"], before["stage4"], source.label, self.things)
-        backward(ce + fd)
+        with torch.no_grad(): before = self.nets["anchor"](x)[-1]
+        fd = self.fd * feature_distance(taps["stage4"], before, source.label, self.things)
+        backward(ce + fd, "ce_source + fd")
         return {"ce_source": ce, "fd": fd}
 
-    def target_step(self, image, label, pixel_weight, backward):
+    def target_step(self, name, image, label, pixel_weight, backward):
         "Weighted cross-entropy on an image whose labels are partly the teacher's; mean over all pixels."
         loss = cross_entropy(self.student(image), label, pixel_weight=pixel_weight, denominator="all")
-        backward(loss)
+        backward(loss, name)
         return loss
 
-    def after_step(self, t): ema_update(self.nets["teacher"], self.student, t + 1, self.ema_decay)
+    def after_step(self, t): ema_update(self.nets["teacher"], self.student, t + 1, self.ema_decay, buffers="copy" if self.teacher_bn == "running" else "keep")

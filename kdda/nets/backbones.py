@@ -6,7 +6,7 @@
 __all__ = ['BACKBONES', 'Backbone', 'EfficientAttention', 'MixFFN', 'DropPath', 'MiTBlock', 'MiTStage', 'mit', 'BasicBlock',
            'Bottleneck', 'resnet', 'InvertedResidual', 'mobilenet_v2', 'build_backbone']
 
-# %% ../../nbs/nets/10_backbones.ipynb #7fe157c4
+# %% ../../nbs/nets/10_backbones.ipynb #f028cb4f
 from functools import partial
 from itertools import accumulate
 from operator import mul
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-# %% ../../nbs/nets/10_backbones.ipynb #403e0b07
+# %% ../../nbs/nets/10_backbones.ipynb #b1d2ee96
 class Backbone(nn.Module):
     "A chain of four stages: `stages[i]` turns the map of stage i-1 (stage 0: the image) into its own."
     def __init__(self,
@@ -35,11 +35,11 @@ class Backbone(nn.Module):
             features.append(x)
         return features
 
-# %% ../../nbs/nets/10_backbones.ipynb #6f238415
+# %% ../../nbs/nets/10_backbones.ipynb #75837026
 def _to_map(tokens): return tokens.permute(0, 3, 1, 2)  # [B,H,W,C] -> [B,C,H,W], channels_last, no copy
 def _to_tokens(fmap): return fmap.permute(0, 2, 3, 1)   # and back
 
-# %% ../../nbs/nets/10_backbones.ipynb #0e5d57d7
+# %% ../../nbs/nets/10_backbones.ipynb #9275b161
 class EfficientAttention(nn.Module):
     "Multi-head attention whose keys and values come from a map shrunk `reduction` times (SegFormer, section 3.1)."
     def __init__(self, dim, heads, reduction):
@@ -59,7 +59,7 @@ class EfficientAttention(nn.Module):
         x = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
         return self.proj(x.transpose(1, 2).reshape(B, H, W, C))
 
-# %% ../../nbs/nets/10_backbones.ipynb #0e528f13
+# %% ../../nbs/nets/10_backbones.ipynb #27dabd01
 class MixFFN(nn.Module):
     "Linear, 3x3 depthwise convolution, GELU, linear: the convolution tells tokens where they are (SegFormer, eq. 3)."
     def __init__(self, dim, ratio=4):
@@ -70,7 +70,7 @@ class MixFFN(nn.Module):
     def forward(self, x):  # tokens [B,H,W,C]
         return self.fc2(F.gelu(_to_tokens(self.dwconv(_to_map(self.fc1(x))))))
 
-# %% ../../nbs/nets/10_backbones.ipynb #3f8e2d27
+# %% ../../nbs/nets/10_backbones.ipynb #b9f1bff2
 class DropPath(nn.Module):
     "Stochastic depth: in training, drops the whole residual branch of a sample with probability `p`."
     def __init__(self, p=0.):
@@ -84,7 +84,7 @@ class DropPath(nn.Module):
 
     def extra_repr(self): return f"p={self.p}"
 
-# %% ../../nbs/nets/10_backbones.ipynb #3f5aece3
+# %% ../../nbs/nets/10_backbones.ipynb #404e79cd
 class MiTBlock(nn.Module):
     "Pre-norm transformer block: attention, then Mix-FFN, each with a residual that `DropPath` may cut."
     def __init__(self, dim, heads, reduction, drop_path=0.):
@@ -97,7 +97,7 @@ class MiTBlock(nn.Module):
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.ffn(self.norm2(x)))
 
-# %% ../../nbs/nets/10_backbones.ipynb #2f200150
+# %% ../../nbs/nets/10_backbones.ipynb #c6d4de73
 class MiTStage(nn.Module):
     "Overlapping patch embedding (a strided convolution), `len(drop_paths)` blocks, a closing LayerNorm."
     def __init__(self, in_channels, dim, heads, reduction, kernel, stride, drop_paths):
@@ -110,7 +110,7 @@ class MiTStage(nn.Module):
         x = _to_tokens(self.embed(x.contiguous(memory_format=torch.channels_last)))
         return _to_map(self.norm(self.blocks(self.embed_norm(x))))
 
-# %% ../../nbs/nets/10_backbones.ipynb #678bbddc
+# %% ../../nbs/nets/10_backbones.ipynb #4b6fb8a6
 def _init_mit(module):
     "Linear: truncated normal 0.02; convolution: normal, sqrt(2 / fan-out); biases zero."
     if isinstance(module, nn.Linear): nn.init.trunc_normal_(module.weight, std=.02)
@@ -133,7 +133,7 @@ def mit(name,
               for i, o, h, r, s, depth in zip((3, *dims), dims, heads, reductions, patch, depths)]
     return Backbone(name, stages, dims, accumulate(patch, mul)).apply(_init_mit)
 
-# %% ../../nbs/nets/10_backbones.ipynb #67f0b8b2
+# %% ../../nbs/nets/10_backbones.ipynb #30e42be8
 def _conv_bn(i, o, kernel, stride=1, dilation=1, groups=1):
     return nn.Conv2d(i, o, kernel, stride, dilation * (kernel // 2), dilation, groups, bias=False), nn.BatchNorm2d(o)
 
@@ -153,7 +153,7 @@ class BasicBlock(nn.Module):
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         return F.relu(self.bn2(self.conv2(y)) + self.downsample(x), inplace=True)
 
-# %% ../../nbs/nets/10_backbones.ipynb #6689e85f
+# %% ../../nbs/nets/10_backbones.ipynb #32cfe1af
 class Bottleneck(nn.Module):
     "1x1 down, 3x3, 1x1 up and a shortcut (ResNet-50/101); the stride sits on the 3x3, as torchvision has it."
     expansion = 4
@@ -171,7 +171,7 @@ class Bottleneck(nn.Module):
         y = F.relu(self.bn2(self.conv2(y)), inplace=True)
         return F.relu(self.bn3(self.conv3(y)) + self.downsample(x), inplace=True)
 
-# %% ../../nbs/nets/10_backbones.ipynb #e439db44
+# %% ../../nbs/nets/10_backbones.ipynb #37ebbd5b
 def _dilate(strides, start, output_stride):
     "Strides into dilations beyond `output_stride`: (stride, spacing up to the stride, spacing after it) a stage."
     total, dilation, plan = start, 1, []
@@ -205,7 +205,7 @@ def resnet(name,
         strides.append(start)
     return Backbone(name, stages, [w * block.expansion for w in widths], strides).apply(_init_conv)
 
-# %% ../../nbs/nets/10_backbones.ipynb #ffcfc8b8
+# %% ../../nbs/nets/10_backbones.ipynb #9c7e3c7e
 class InvertedResidual(nn.Module):
     "1x1 expansion, 3x3 depthwise, linear 1x1 projection (MobileNetV2, section 3.3)."
     def __init__(self, in_channels, out, stride, dilation, expand):
@@ -218,7 +218,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x): return x + self.conv(x) if self.shortcut else self.conv(x)
 
-# %% ../../nbs/nets/10_backbones.ipynb #179912f7
+# %% ../../nbs/nets/10_backbones.ipynb #8731a80a
 def _by_eight(channels):
     "The multiple of 8 nearest to `channels`, at least 8 and never 10 % below (MobileNetV2)."
     near = max(8, int(channels + 4) // 8 * 8)
@@ -248,7 +248,7 @@ def mobilenet_v2(name,
     stages = [nn.Sequential(*blocks[a:b]) for a, b in zip((0, *ends), ends)]
     return Backbone(name, stages, channels, strides).apply(_init_conv)
 
-# %% ../../nbs/nets/10_backbones.ipynb #0378daad
+# %% ../../nbs/nets/10_backbones.ipynb #5ba98b06
 _wide = (64, 128, 320, 512)
 BACKBONES = {
     "mit_b0": partial(mit, dims=(32, 64, 160, 256), depths=(2, 2, 2, 2)),
@@ -269,6 +269,8 @@ BACKBONES = {
 }
 
 def build_backbone(name, **options):
-    "The backbone called `name`; `options` go to its family's function."
-    if name not in BACKBONES: raise ValueError(f"no backbone named {name!r}; there are: {', '.join(BACKBONES)}")
+    "The backbone called `name`, dilated to output stride 8 or 16 where the name ends in _d8 or _d16; `options` go to its family's function."
+    plain, _, stride = name.partition("_d")
+    if stride.isdigit() and plain in BACKBONES: return BACKBONES[plain](name, output_stride=int(stride), **options)
+    if name not in BACKBONES: raise ValueError(f"no backbone named {name!r}; there are: {', '.join(BACKBONES)}; a ResNet or MobileNetV2 of output stride 8 is called resnet50_d8")
     return BACKBONES[name](name, **options)
