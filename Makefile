@@ -9,7 +9,7 @@ NOTEBOOKS = find nbs kdda \( -name '*.ipynb' -o -name '*.py' \) -not -path '*/.i
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test sync notebooks pytest test-slow speed results readme lock wheel lab clean
+.PHONY: help setup demo test lint sync notebooks pytest test-slow speed results readme lock wheel lab clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,7 +25,10 @@ setup: .venv/.ready  ## make .venv with the exact versions of requirements.lock
 demo: setup  ## adapt a network from a game to a city: trains, scores, draws (4 minutes on 2 cores)
 	kdda bench quickstart
 
-test: setup sync notebooks pytest  ## everything CI runs
+test: setup lint sync notebooks pytest  ## everything CI runs
+
+lint: setup
+	ruff check --quiet kdda tests data_scripts
 
 sync: setup
 	@echo "sync: nbdev_clean and nbdev_export must change nothing"
@@ -51,11 +54,13 @@ results: setup  ## re-make every committed number of results/ (an hour or so; Ca
 	kdda bench quickstart -p seeds "[0, 1, 2]"
 	test -z "$(KDDA_DATA)" || kdda bench quickstart -p scenario camvid_day2dusk -p seeds "[0, 1, 2]"
 	test -z "$(KDDA_DATA)" || kdda bench quickstart -p scenario game2camvid -p seeds "[0, 1, 2]"
+	mkdir -p results/figures && cp runs/game2city-laptop.jpg results/figures/game2city.jpg
 	kdda runs --export results
 
 readme: setup  ## README.md from nbs/index.ipynb
 	jupyter nbconvert --to notebook --execute --inplace --log-level=WARN nbs/index.ipynb && nbdev_clean --fname nbs/index.ipynb
-	jupyter nbconvert --to markdown --log-level=WARN --output-dir . --output README nbs/index.ipynb
+	jupyter nbconvert --to markdown --log-level=WARN --output-dir . --output README --NbConvertApp.output_files_dir=results/figures/readme \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=remove_cell --TagRemovePreprocessor.remove_input_tags=remove_input nbs/index.ipynb
 
 lock: setup  ## resolve requirements.lock anew
 	python -m pip install --quiet uv

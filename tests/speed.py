@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kdda.bench.runs import Run, load_results, table
+from kdda.bench.runs import load_results, table
 from kdda.bench.scenarios import SCALES
 from kdda.data.augment import normalize
 from kdda.data.batches import Stream

@@ -6,7 +6,6 @@ import torch
 from kdda.data.batches import Stream
 from kdda.data.world import World
 from kdda.learn.fit import NonFinite, Optim, fit, param_groups
-from kdda.learn.losses import cross_entropy
 from kdda.learn.selftrain import AdaBN, PlainKD, SelfTraining, Supervised, batch_norms
 from kdda.nets.segmenter import segmenter
 

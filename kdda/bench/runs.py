@@ -7,7 +7,7 @@ __all__ = ['all_rows', 'check_parameters', 'Run', 'evaluate', 'majority_guess', 
            'label', 'show_table', 'ledger', 'export_results', 'load_results', 'show_predictions', 'show_class_iou',
            'show_curves']
 
-# %% ../../nbs/bench/41_runs.ipynb #a25f92eb
+# %% ../../nbs/bench/41_runs.ipynb #aba46af8
 import difflib, hashlib, importlib, json, math, os, platform, pkgutil, subprocess, sys, time, warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -25,9 +25,9 @@ from ..learn.fit import Busy, History, fit_stages, fold_seed, init_distributed, 
 from ..learn.metrics import BoundaryF1, Calibration, Confusion, ImageIoU
 from ..learn.rows import ROWS
 from ..nets.heads import resize
-from ..nets.segmenter import load_weights, segmenter
+from ..nets.segmenter import segmenter
 
-# %% ../../nbs/bench/41_runs.ipynb #ccf77caf
+# %% ../../nbs/bench/41_runs.ipynb #283e32c0
 def _choice(what, value, names):
     if value in names: return value
     near = difflib.get_close_matches(str(value), names, n=1)
@@ -39,7 +39,7 @@ def all_rows():  # -> {name: Row}
     for m in pkgutil.iter_modules(kdda.papers.__path__): importlib.import_module(f"kdda.papers.{m.name}")
     return ROWS
 
-# %% ../../nbs/bench/41_runs.ipynb #86925d87
+# %% ../../nbs/bench/41_runs.ipynb #a777f429
 _IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open"}
 
 def _fits(value, kind):
@@ -61,7 +61,7 @@ def check_parameters(namespace,  # globals() of the notebook
             raise TypeError(f"parameter {n} = {namespace[n]!r} is {type(namespace[n]).__name__}, not {getattr(kind, '__name__', kind)}")
     return {n: namespace[n] for n in declared}
 
-# %% ../../nbs/bench/41_runs.ipynb #25e6454c
+# %% ../../nbs/bench/41_runs.ipynb #e748ffa6
 class Run:
     "One cell of scenario x method x scale x seed: what a row calls its task."
     def __init__(self, method="dacs", scenario="game2city", scale="laptop", seed=0,
@@ -167,7 +167,7 @@ def _whole(name, value, least):
     if isinstance(value, bool) or not isinstance(value, int) or value < least: raise ValueError(f"{name} = {value!r}; it must be a whole number, at least {least}")
     return value
 
-# %% ../../nbs/bench/41_runs.ipynb #1c0277a1
+# %% ../../nbs/bench/41_runs.ipynb #812dbb2f
 @torch.no_grad()
 def evaluate(net,             # Segmenter
              dataset,         # labelled
@@ -200,7 +200,7 @@ def majority_guess(confusion, space):
     share = (truth.max() / truth.sum().clamp(min=1)).item()
     return {"class": space.classes[int(truth.argmax())], "pixel_accuracy": share, "miou": share / max(1, int((truth > 0).sum()))}
 
-# %% ../../nbs/bench/41_runs.ipynb #3c0c96d2
+# %% ../../nbs/bench/41_runs.ipynb #15ed6094
 def versions():
     "Versions of what decides bits."
     import torchvision
@@ -266,7 +266,7 @@ def _train_and_score(run, progress, plot, say):
     _write(run.folder / "metrics.json", json.dumps(metrics, indent=1))
     return metrics
 
-# %% ../../nbs/bench/41_runs.ipynb #b64286de
+# %% ../../nbs/bench/41_runs.ipynb #5dba514b
 def _progress_of(run):
     "Finished share of a run, from what its stages have written."
     if run.metrics: return 1.0
@@ -311,7 +311,7 @@ def _last_line(file):
     lines = Path(file).read_text().strip().splitlines()
     return lines[-1] if lines else "(empty)"
 
-# %% ../../nbs/bench/41_runs.ipynb #2d1a5e95
+# %% ../../nbs/bench/41_runs.ipynb #79e6cc24
 def _mean_std(v): return float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else float("nan")
 
 def table(metrics,                 # list of metrics dicts, any number of seeds
@@ -349,7 +349,7 @@ def show_table(metrics, baseline="source_only"):
     return "\n".join(lines + [f"mIoU in points on {m['scored_on']['images']} test images of {m['scored_on']['data']}, last checkpoint of the student; scenario {m['scenario']}, scale {m['scale']}, "
                               f"{m['params']['steps']} steps; gain: paired by seed, to {baseline}"])
 
-# %% ../../nbs/bench/41_runs.ipynb #07a50840
+# %% ../../nbs/bench/41_runs.ipynb #be44f18e
 def ledger(out="runs"):  # -> list of dicts: folder, state, scale, scenario, method, seed, miou
     "All runs below `out`."
     found = []
@@ -379,7 +379,7 @@ def load_results(scenario, scale="laptop", results="results"):  # -> list of met
     "The committed metrics of a scenario."
     return [json.loads(f.read_text()) for f in sorted(Path(results).glob(f"{scale}/{scenario}/*/seed*.json"))]
 
-# %% ../../nbs/bench/41_runs.ipynb #46575ee6
+# %% ../../nbs/bench/41_runs.ipynb #45f7bf35
 def show_predictions(dataset, predictions,  # {"before": [ids, ...], "after": [ids, ...]} for images 0, 1, 2 ...
                      indices=(0, 1, 2, 3)):
     "Rows of image, truth and predictions. Void is black in the truth."

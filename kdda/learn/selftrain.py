@@ -6,16 +6,15 @@
 __all__ = ['Supervised', 'batch_norms', 'AdaBN', 'PlainKD', 'ema_update', 'pseudo_label', 'dacs_mix', 'frozen_statistics',
            'teacher_mode', 'SelfTraining']
 
-# %% ../../nbs/learn/23_selftrain.ipynb #b364f594
+# %% ../../nbs/learn/23_selftrain.ipynb #a41bb16e
 import contextlib, copy
 import torch
 from torch import nn
 from ..data.augment import block_mask, class_mask, mix, photometric
-from ..data.labels import IGNORE
 from .fit import Method
 from .losses import cross_entropy, feature_distance, kd_kl
 
-# %% ../../nbs/learn/23_selftrain.ipynb #e051feb9
+# %% ../../nbs/learn/23_selftrain.ipynb #09eeaa93
 class Supervised(Method):
     "Cross-entropy on a labelled stream: source-only or, on target labels, the oracle."
     def __init__(self, student,      # Segmenter
@@ -34,7 +33,7 @@ class Supervised(Method):
         backward(loss, f"ce_{self.role}")
         return {f"ce_{self.role}": loss}
 
-# %% ../../nbs/learn/23_selftrain.ipynb #7097f050
+# %% ../../nbs/learn/23_selftrain.ipynb #7dabb832
 def batch_norms(net): return [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 class AdaBN(Method):
@@ -52,7 +51,7 @@ class AdaBN(Method):
         self.student(batch.target.image)
         return {}
 
-# %% ../../nbs/learn/23_selftrain.ipynb #45c34dfe
+# %% ../../nbs/learn/23_selftrain.ipynb #c7250103
 class PlainKD(Method):
     "Cross-entropy on source, Hinton's distillation from a frozen teacher on target."
     frozen = ("teacher",)
@@ -73,7 +72,7 @@ class PlainKD(Method):
         backward(kd, "kd")
         return {"ce_source": ce, "kd": kd}
 
-# %% ../../nbs/learn/23_selftrain.ipynb #11850afb
+# %% ../../nbs/learn/23_selftrain.ipynb #b9283a04
 @torch.no_grad()
 def ema_update(teacher, student,  # modules of one architecture
                t,                 # number of updates before this one; t = 0 copies
@@ -86,7 +85,7 @@ def ema_update(teacher, student,  # modules of one architecture
     if buffers == "copy":
         for b, s in zip(teacher.buffers(), student.buffers()): b.copy_(s)
 
-# %% ../../nbs/learn/23_selftrain.ipynb #81068418
+# %% ../../nbs/learn/23_selftrain.ipynb #40c9e473
 def pseudo_label(logits,            # teacher's, [B,C,H,W]
                  threshold=0.968,   # tau
                  margins=(0, 0),    # rows at top and bottom that get weight 0; DAFormer on Cityscapes: (15, 120)
@@ -100,7 +99,7 @@ def pseudo_label(logits,            # teacher's, [B,C,H,W]
     if bottom: weight[:, -bottom:] = 0
     return label.to(torch.uint8), weight, q
 
-# %% ../../nbs/learn/23_selftrain.ipynb #8d26d65a
+# %% ../../nbs/learn/23_selftrain.ipynb #482957f1
 def dacs_mix(source, source_label,          # [B,3,H,W], uint8 [B,H,W]
              target, pseudo, pseudo_weight, # [B,3,H,W], uint8 [B,H,W], float [B,H,W]
              generator, **classes):         # classes: options of `class_mask` -> mixed image, label, weight
@@ -108,7 +107,7 @@ def dacs_mix(source, source_label,          # [B,3,H,W], uint8 [B,H,W]
     mask = class_mask(source_label, generator, **classes)
     return mix(mask, source, target), mix(mask, source_label, pseudo), mix(mask, 1.0, pseudo_weight)
 
-# %% ../../nbs/learn/23_selftrain.ipynb #56d3016f
+# %% ../../nbs/learn/23_selftrain.ipynb #38c64bbe
 @contextlib.contextmanager
 def frozen_statistics(net):
     "Batch-norm layers of `net` use batch statistics but leave their running ones alone."
@@ -128,7 +127,7 @@ def teacher_mode(net,        # the EMA teacher
         for m in batch_norms(net): m.train()
     return net
 
-# %% ../../nbs/learn/23_selftrain.ipynb #1d98dcc9
+# %% ../../nbs/learn/23_selftrain.ipynb #41ec5d92
 class SelfTraining(Method):
     "DACS / DAFormer / MIC self-training; every part can be switched."
     frozen = ("teacher",)
