@@ -58,9 +58,10 @@ results: setup  ## re-make every committed number of results/ (an hour or so; Ca
 	kdda runs --export results
 
 readme: setup  ## README.md from nbs/index.ipynb
-	jupyter nbconvert --to notebook --execute --inplace --log-level=WARN nbs/index.ipynb && nbdev_clean --fname nbs/index.ipynb
+	jupyter nbconvert --to notebook --execute --inplace --log-level=WARN nbs/index.ipynb
 	jupyter nbconvert --to markdown --log-level=WARN --output-dir . --output README --NbConvertApp.output_files_dir=results/figures/readme \
 	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=remove_cell --TagRemovePreprocessor.remove_input_tags=remove_input nbs/index.ipynb
+	nbdev_clean --fname nbs/index.ipynb
 
 lock: setup  ## resolve requirements.lock anew
 	python -m pip install --quiet uv

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['find_notebook', 'parameters_of', 'checked_parameters', 'bench', 'check', 'runs', 'parser', 'main']
 
-# %% ../nbs/bench/43_command_line.ipynb #49ae8ec3
+# %% ../nbs/bench/43_command_line.ipynb #ae525c7c
 import argparse, os, re, sys
 from pathlib import Path
 
-# %% ../nbs/bench/43_command_line.ipynb #2a1dd55f
+# %% ../nbs/bench/43_command_line.ipynb #b6b3d005
 def find_notebook(name):  # a path, or the name of a notebook in nbs/benchmarks
     "The notebook of a benchmark."
     folder = Path("nbs/benchmarks")
@@ -53,7 +53,8 @@ def bench(args):
     parameters = checked_parameters(notebook, args.parameters or [])
     copy = Path(args.output or Path(parameters.get("out", "runs")) / ("-".join([notebook.stem, *(_slug(v) for k, v in parameters.items() if k not in ("out", "data_root"))]) + ".ipynb"))
     copy.parent.mkdir(parents=True, exist_ok=True)
-    try: papermill.execute_notebook(str(notebook), str(copy), parameters, kernel_name="python3", log_output=True, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr)
+    try: papermill.execute_notebook(str(notebook), str(copy), parameters, kernel_name="python3", log_output=True, progress_bar=False,
+                                         stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=["--IPKernelApp.log_level=ERROR"])
     finally: print(f"notebook  {copy}")
     from nbconvert import HTMLExporter
     page = copy.with_suffix(".html")
@@ -61,7 +62,7 @@ def bench(args):
     print(f"page      {page}")
     return 0
 
-# %% ../nbs/bench/43_command_line.ipynb #208c2ee3
+# %% ../nbs/bench/43_command_line.ipynb #49aece83
 def check(args):
     from kdda.data.datasets import LAYOUTS, check as doctor
     if args.dataset not in LAYOUTS: raise ValueError(f"no dataset called {args.dataset!r}; there are {', '.join(LAYOUTS)}")
@@ -69,7 +70,7 @@ def check(args):
     print(report)
     return 0 if report.ok else 1
 
-# %% ../nbs/bench/43_command_line.ipynb #150334ed
+# %% ../nbs/bench/43_command_line.ipynb #42befd67
 def runs(args):
     from kdda.bench.runs import export_results, ledger
     rows = ledger(args.out)
@@ -79,7 +80,7 @@ def runs(args):
         for f in export_results(args.out, args.export): print(f"exported   {f}")
     return 0
 
-# %% ../nbs/bench/43_command_line.ipynb #7673b4fe
+# %% ../nbs/bench/43_command_line.ipynb #65511b3c
 def parser():
     p = argparse.ArgumentParser("kdda", description="knowledge distillation + domain adaptation for driving-scene segmentation")
     sub = p.add_subparsers(required=True, metavar="command")

@@ -53,6 +53,17 @@ def test_this_environment_is_the_locked_one():
         try: assert metadata.version(name) in versions, name
         except metadata.PackageNotFoundError: pass  # for another platform or Python
 
+def test_readme_is_made_from_the_index_notebook_and_the_results():
+    import json
+    from kdda.bench.runs import load_results, table
+    from kdda.bench.scenarios import SCENARIOS
+    readme, index = (ROOT / "README.md").read_text(), json.loads((ROOT / "nbs" / "index.ipynb").read_text())
+    for cell in index["cells"]:
+        if cell["cell_type"] == "markdown": assert "".join(cell["source"]) in readme, "README.md is behind nbs/index.ipynb: make readme"
+    for scenario in SCENARIOS:
+        for r in table(found) if (found := load_results(scenario, results=ROOT / "results")) else []:
+            assert f"| {r['method']} | {r['seeds']} | {r['miou']:.1f}" in readme, "README.md is behind results/: make readme"
+
 def test_rooms_import_only_from_rooms_before():
     order = {"data": 0, "nets": 1, "learn": 2, "papers": 3, "bench": 4, "deploy": 5}
     for file in (ROOT / "kdda").rglob("*.py"):

@@ -7,7 +7,7 @@ __all__ = ['all_rows', 'check_parameters', 'Run', 'evaluate', 'majority_guess', 
            'label', 'show_table', 'ledger', 'export_results', 'load_results', 'show_predictions', 'show_class_iou',
            'show_curves']
 
-# %% ../../nbs/bench/41_runs.ipynb #aba46af8
+# %% ../../nbs/bench/41_runs.ipynb #6aecbf37
 import difflib, hashlib, importlib, json, math, os, platform, pkgutil, subprocess, sys, time, warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..learn.rows import ROWS
 from ..nets.heads import resize
 from ..nets.segmenter import segmenter
 
-# %% ../../nbs/bench/41_runs.ipynb #283e32c0
+# %% ../../nbs/bench/41_runs.ipynb #1582cfc0
 def _choice(what, value, names):
     if value in names: return value
     near = difflib.get_close_matches(str(value), names, n=1)
@@ -39,7 +39,7 @@ def all_rows():  # -> {name: Row}
     for m in pkgutil.iter_modules(kdda.papers.__path__): importlib.import_module(f"kdda.papers.{m.name}")
     return ROWS
 
-# %% ../../nbs/bench/41_runs.ipynb #a777f429
+# %% ../../nbs/bench/41_runs.ipynb #e272318c
 _IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open"}
 
 def _fits(value, kind):
@@ -61,7 +61,7 @@ def check_parameters(namespace,  # globals() of the notebook
             raise TypeError(f"parameter {n} = {namespace[n]!r} is {type(namespace[n]).__name__}, not {getattr(kind, '__name__', kind)}")
     return {n: namespace[n] for n in declared}
 
-# %% ../../nbs/bench/41_runs.ipynb #e748ffa6
+# %% ../../nbs/bench/41_runs.ipynb #d734336e
 class Run:
     "One cell of scenario x method x scale x seed: what a row calls its task."
     def __init__(self, method="dacs", scenario="game2city", scale="laptop", seed=0,
@@ -167,7 +167,7 @@ def _whole(name, value, least):
     if isinstance(value, bool) or not isinstance(value, int) or value < least: raise ValueError(f"{name} = {value!r}; it must be a whole number, at least {least}")
     return value
 
-# %% ../../nbs/bench/41_runs.ipynb #812dbb2f
+# %% ../../nbs/bench/41_runs.ipynb #8119e25b
 @torch.no_grad()
 def evaluate(net,             # Segmenter
              dataset,         # labelled
@@ -200,7 +200,7 @@ def majority_guess(confusion, space):
     share = (truth.max() / truth.sum().clamp(min=1)).item()
     return {"class": space.classes[int(truth.argmax())], "pixel_accuracy": share, "miou": share / max(1, int((truth > 0).sum()))}
 
-# %% ../../nbs/bench/41_runs.ipynb #15ed6094
+# %% ../../nbs/bench/41_runs.ipynb #d09b5007
 def versions():
     "Versions of what decides bits."
     import torchvision
@@ -266,7 +266,7 @@ def _train_and_score(run, progress, plot, say):
     _write(run.folder / "metrics.json", json.dumps(metrics, indent=1))
     return metrics
 
-# %% ../../nbs/bench/41_runs.ipynb #5dba514b
+# %% ../../nbs/bench/41_runs.ipynb #5f39846c
 def _progress_of(run):
     "Finished share of a run, from what its stages have written."
     if run.metrics: return 1.0
@@ -299,7 +299,8 @@ def execute_all(requests,       # list of dicts, arguments of `Run`
             for run, (slot, process) in list(working.items()):
                 if process.poll() is None: continue
                 del working[run]; free.append(slot)
-                if process.returncode: print(f"{run.folder}: failed, see run.log: {_last_line(run.folder / 'run.log')}")
+                if process.returncode: print(f"{run.folder}: failed, see run.log: {_last_line(run.folder / 'run.log')}", flush=True)
+                elif progress: print(f"{label(run.metrics):24} seed {run.seed}  mIoU {_points(run.metrics['scores']['miou'])}  {run.metrics['wall_s']:.0f} s", flush=True)
             if bar is not None:
                 bar.update(min(100 * len(runs) - 1, int(100 * sum(map(_progress_of, runs)))))
                 bar.comment = ", ".join(r.row.name for r in working)
@@ -307,11 +308,13 @@ def execute_all(requests,       # list of dicts, arguments of `Run`
         for _, process in working.values(): process.terminate()
     return [r.metrics for r in runs]
 
+def _points(miou): return "-" if miou is None else f"{100 * miou:.1f}"
+
 def _last_line(file):
     lines = Path(file).read_text().strip().splitlines()
     return lines[-1] if lines else "(empty)"
 
-# %% ../../nbs/bench/41_runs.ipynb #79e6cc24
+# %% ../../nbs/bench/41_runs.ipynb #4284907d
 def _mean_std(v): return float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else float("nan")
 
 def table(metrics,                 # list of metrics dicts, any number of seeds
@@ -349,7 +352,7 @@ def show_table(metrics, baseline="source_only"):
     return "\n".join(lines + [f"mIoU in points on {m['scored_on']['images']} test images of {m['scored_on']['data']}, last checkpoint of the student; scenario {m['scenario']}, scale {m['scale']}, "
                               f"{m['params']['steps']} steps; gain: paired by seed, to {baseline}"])
 
-# %% ../../nbs/bench/41_runs.ipynb #be44f18e
+# %% ../../nbs/bench/41_runs.ipynb #4e23222c
 def ledger(out="runs"):  # -> list of dicts: folder, state, scale, scenario, method, seed, miou
     "All runs below `out`."
     found = []
@@ -379,7 +382,7 @@ def load_results(scenario, scale="laptop", results="results"):  # -> list of met
     "The committed metrics of a scenario."
     return [json.loads(f.read_text()) for f in sorted(Path(results).glob(f"{scale}/{scenario}/*/seed*.json"))]
 
-# %% ../../nbs/bench/41_runs.ipynb #45f7bf35
+# %% ../../nbs/bench/41_runs.ipynb #279ecf57
 def show_predictions(dataset, predictions,  # {"before": [ids, ...], "after": [ids, ...]} for images 0, 1, 2 ...
                      indices=(0, 1, 2, 3)):
     "Rows of image, truth and predictions. Void is black in the truth."
@@ -402,7 +405,7 @@ def show_class_iou(metrics):  # list of metrics dicts of one scenario
     for k, m in enumerate(metrics):
         ax.bar(np.arange(len(classes)) + (k - (len(metrics) - 1) / 2) * 0.8 / len(metrics), [100 * (m["scores"]["iou"][c] or 0) for c in classes], 0.8 / len(metrics), label=label(m))
     ax.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
-    ax.set(ylabel="IoU (points)"); ax.legend(fontsize=8)
+    ax.set(ylabel="IoU (points)"); ax.legend(fontsize=8, ncols=len(metrics), loc="lower left", bbox_to_anchor=(0, 1))
     return fig
 
 def show_curves(runs):  # list of finished Run
