@@ -8,7 +8,7 @@ __all__ = ['INCONSISTENCIES', 'enlarge', 'at_scale', 'View', 'TwoStudents', 'Pre
            'feature_distances', 'pair_stages', 'fine_stage', 'own_teacher', 'duda_stage1', 'duda', 'duda_kd',
            'duda_two_teachers', 'duda_fixed', 'large_network', 'stage_state', 'gain_by_third']
 
-# %% ../../nbs/papers/32_duda.ipynb #01276768
+# %% ../../nbs/papers/32_duda.ipynb #43648ca3
 import contextlib, copy, math
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from ..learn.rows import row
 from ..learn.selftrain import dacs_mix, ema_update, frozen_statistics, pseudo_label, teacher_mode
 from ..nets.heads import resize
 
-# %% ../../nbs/papers/32_duda.ipynb #5b91db87
+# %% ../../nbs/papers/32_duda.ipynb #946d9c54
 def enlarge(x, scale):
     return x if scale == 1 else F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
 
@@ -36,7 +36,7 @@ def at_scale(net,      # Segmenter
     out = net(enlarge(x, scale), taps)
     return (resize(out[0], x), out[1]) if taps else resize(out, x)
 
-# %% ../../nbs/papers/32_duda.ipynb #f02ab925
+# %% ../../nbs/papers/32_duda.ipynb #878f70b0
 class View(NamedTuple):
     "Images with labels, from which both students learn."
     name: str              # "source", "mixed", "masked" or "plain"
@@ -44,7 +44,7 @@ class View(NamedTuple):
     label: torch.Tensor    # uint8 [B,H,W]
     weight: torch.Tensor | None = None  # float [B,H,W]
 
-# %% ../../nbs/papers/32_duda.ipynb #07c8f8b6
+# %% ../../nbs/papers/32_duda.ipynb #a8a8ad3f
 class TwoStudents(Method):
     "A large and a small student that learn from the same tensors; by itself: cross-entropy on source."
     optim = {"main": Optim(), "large": Optim()}  # of the small and of the large student
@@ -78,9 +78,11 @@ class TwoStudents(Method):
 
     def learn(self, views, backward):
         "The large student on every view, then the small one: each time one forward, one backward."
-        terms = {f"large_{v.name}": self.learn_view("large", v, backward) for v in views}
+        terms = {f"large_{v.name}": self.learn_view("large", v, backward) for v in self.wanted("large", views)}
         with torch.random.fork_rng({v.image.device for v in views if v.image.is_cuda}):
-            return terms | {f"small_{v.name}": self.learn_view("small", v, backward) for v in views}
+            return terms | {f"small_{v.name}": self.learn_view("small", v, backward) for v in self.wanted("small", views)}
+
+    def wanted(self, branch, views): return views
 
     def learn_view(self, branch, view, backward):
         "One student, one view. -> the loss, feature distance included"
@@ -95,7 +97,7 @@ class TwoStudents(Method):
         backward(loss, f"{branch}_{view.name}")
         return loss
 
-# %% ../../nbs/papers/32_duda.ipynb #dd87f659
+# %% ../../nbs/papers/32_duda.ipynb #19fa2858
 class PreAdaptation(TwoStudents):
     "DUDA, stage 1: the large pair trains itself on target images and takes the small student along."
     frozen = ("teacher",)
@@ -135,15 +137,14 @@ class PreAdaptation(TwoStudents):
             views.append(View("masked", mix(visible, photometric(target.image, g, **self.photo), 0.0), pseudo, weight))
         return views
 
-    def learn_view(self, branch, view, backward):
-        if view.name != "masked": return super().learn_view(branch, view, backward)
-        if branch not in self.mic: return torch.zeros(())
-        return super().learn_view(branch, view._replace(weight=self.mic[branch] * view.weight), backward)
+    def wanted(self, branch, views):
+        "The masked view with the weight this branch gives it, or without it."
+        return [v._replace(weight=self.mic[branch] * v.weight) if v.name == "masked" else v for v in views if v.name != "masked" or branch in self.mic]
 
     def after_step(self, t):
         ema_update(self.nets["teacher"], self.nets["large"], t + 1, self.ema_decay, buffers="copy" if self.teacher_bn == "running" else "keep")
 
-# %% ../../nbs/papers/32_duda.ipynb #6d320ed3
+# %% ../../nbs/papers/32_duda.ipynb #fa8baa72
 class SavedBytes:
     "Within `with`: counts the bytes that autograd keeps for backward passes; `live` now, `peak` at most."
     def __init__(self, module):  # whose parameters and buffers are not counted
@@ -172,7 +173,7 @@ class _Saved:
 
     def __del__(self): self.counter.count(self.tensor.untyped_storage(), -1)
 
-# %% ../../nbs/papers/32_duda.ipynb #a8e0c972
+# %% ../../nbs/papers/32_duda.ipynb #614604df
 def peak_saved_bytes(method,         # a copy of it takes the step
                      batch,          # as `fit` makes it
                      separate=True,  # False: one summed loss, one backward
@@ -186,7 +187,7 @@ def peak_saved_bytes(method,         # a copy of it takes the step
         losses.clear()
     return memory.peak
 
-# %% ../../nbs/papers/32_duda.ipynb #4981b723
+# %% ../../nbs/papers/32_duda.ipynb #922651a8
 INCONSISTENCIES = ("iou", "recall", "jsd", "prob")
 
 def js_divergence(p, q):  # probabilities [B,C,H,W] -> bits [B,H,W], in [0, 1]
@@ -227,7 +228,7 @@ class Agreement(nn.Module):
         if self.kind == "iou": return 1 - both / (teacher + student - both)
         return 1 - both / teacher if self.kind == "recall" else self.distance / teacher
 
-# %% ../../nbs/papers/32_duda.ipynb #22b83fcd
+# %% ../../nbs/papers/32_duda.ipynb #95ea8743
 def class_weights(inconsistency,    # [C], NaN where a class is absent
                   tau=0.5,          # temperature: small is sharp, infinity is none
                   clip=(0.3, 3.0),  # before the mean is set to 1
@@ -243,7 +244,7 @@ def class_weights(inconsistency,    # [C], NaN where a class is absent
     weight[present] = some / mean
     return weight
 
-# %% ../../nbs/papers/32_duda.ipynb #b74c951a
+# %% ../../nbs/papers/32_duda.ipynb #fd44d269
 def fuse(logits,           # list of [B,C,H,W], one for each teacher
          how="mean",       # "mean" or "confidence"
          threshold=0.968,  # "confidence": a pixel is sure from here on
@@ -254,7 +255,7 @@ def fuse(logits,           # list of [B,C,H,W], one for each teacher
     a = [1.0 if how == "mean" else (x.amax(1) >= threshold).float().mean() + 1e-6 for x in p]
     return sum(w * x for w, x in zip(a, p)) / sum(a)
 
-# %% ../../nbs/papers/32_duda.ipynb #63d73ffe
+# %% ../../nbs/papers/32_duda.ipynb #b671ee3e
 @torch.no_grad()
 def glance(net, x):
     "Logits without dropout, by the batch's own statistics; the running ones stay as they are."
@@ -327,7 +328,7 @@ class FineTuning(Method):
         share = self.agreement.confusion.sum(1) if self.balance == "pixel" else None
         return class_weights(self.agreement.inconsistency, self.tau, self.clip, share)
 
-# %% ../../nbs/papers/32_duda.ipynb #87e86fea
+# %% ../../nbs/papers/32_duda.ipynb #54bcd482
 def show_inconsistency(space, inconsistency, weight):  # LabelSpace, [C], [C]
     "Bars of I_c, sorted, in class colours, and the weights as dots. An absent class is left out."
     import matplotlib.pyplot as plt
@@ -341,7 +342,7 @@ def show_inconsistency(space, inconsistency, weight):  # LabelSpace, [C], [C]
     right.axhline(1, color="0.7", linewidth=0.8, linestyle=":"); right.set(ylabel="weight $w_c$", ylim=(0, None)); right.legend(fontsize=8)
     return fig
 
-# %% ../../nbs/papers/32_duda.ipynb #c2d9042b
+# %% ../../nbs/papers/32_duda.ipynb #95df8ff4
 def feature_distances(task):
     "`fd` and its anchors for the branches that start from pre-trained weights: the large one, and the small one if it is a transformer (our choice)."
     anchors = {}
@@ -374,7 +375,7 @@ def fine_stage(task, steps, networks, every=100, **options):  # networks: callab
 
 def own_teacher(before): return before.student, [before.nets["teacher"]]
 
-# %% ../../nbs/papers/32_duda.ipynb #cf70542c
+# %% ../../nbs/papers/32_duda.ipynb #48fafde1
 @row("duda_stage1", "DUDA's pre-adaptation alone: a small student beside a self-training large one")
 def duda_stage1(task, scale=1, mic=0.0): return pair_stages(task, 1.0, scale, mic)[0]
 
@@ -401,7 +402,7 @@ def large_network(task, of):
     "The large architecture as row `of` left it: trained if absent, loaded if there."
     return task.finished(of, student=task.teacher_name, weights=task.teacher_weights)
 
-# %% ../../nbs/papers/32_duda.ipynb #56788c47
+# %% ../../nbs/papers/32_duda.ipynb #c66114e0
 def stage_state(folder,  # of a run
                 stage,   # "pre_adapt" or "fine_tune"
                 net="",  # "large", "teacher", "student": this network's state dict; "": everything
