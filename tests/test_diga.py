@@ -368,6 +368,14 @@ def test_label_quality_rules(city):
     assert abs(totals["equal coverage"]["coverage"] - totals["consensus"]["coverage"]) < 0.02
     for q in rules.values(): assert torch.equal(q.counts.sum(1), rules["prob"].counts.sum(1))      # every known pixel is counted once
 
+def test_probe_looks_and_changes_nothing(city):
+    m = DiGA(net(), *centroids()).train()
+    before = {k: v.clone() for k, v in m.state_dict().items()}
+    scores = diga.LabelProbe(city)(m)
+    assert {"precision/consensus", "coverage/equal coverage"} <= set(scores) and m.student.training
+    for k, v in m.state_dict().items():
+        if not k.endswith("num_batches_tracked"): assert torch.equal(v, before[k]), k
+
 # the translator
 
 def test_gan_generator_and_judges_do_not_train_each_other(game, city):

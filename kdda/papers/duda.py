@@ -8,7 +8,7 @@ __all__ = ['INCONSISTENCIES', 'enlarge', 'at_scale', 'View', 'TwoStudents', 'Pre
            'feature_distances', 'pair_stages', 'fine_stage', 'own_teacher', 'duda_stage1', 'duda', 'duda_kd',
            'duda_two_teachers', 'duda_fixed', 'large_network', 'stage_state', 'gain_by_third']
 
-# %% ../../nbs/papers/32_duda.ipynb #43648ca3
+# %% ../../nbs/papers/32_duda.ipynb #57129f6f
 import contextlib, copy, math
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from ..learn.rows import row
 from ..learn.selftrain import dacs_mix, ema_update, frozen_statistics, pseudo_label, teacher_mode
 from ..nets.heads import resize
 
-# %% ../../nbs/papers/32_duda.ipynb #946d9c54
+# %% ../../nbs/papers/32_duda.ipynb #e8fd42b5
 def enlarge(x, scale):
     return x if scale == 1 else F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
 
@@ -36,7 +36,7 @@ def at_scale(net,      # Segmenter
     out = net(enlarge(x, scale), taps)
     return (resize(out[0], x), out[1]) if taps else resize(out, x)
 
-# %% ../../nbs/papers/32_duda.ipynb #878f70b0
+# %% ../../nbs/papers/32_duda.ipynb #21da09d7
 class View(NamedTuple):
     "Images with labels, from which both students learn."
     name: str              # "source", "mixed", "masked" or "plain"
@@ -44,7 +44,7 @@ class View(NamedTuple):
     label: torch.Tensor    # uint8 [B,H,W]
     weight: torch.Tensor | None = None  # float [B,H,W]
 
-# %% ../../nbs/papers/32_duda.ipynb #a8a8ad3f
+# %% ../../nbs/papers/32_duda.ipynb #be820122
 class TwoStudents(Method):
     "A large and a small student that learn from the same tensors; by itself: cross-entropy on source."
     optim = {"main": Optim(), "large": Optim()}  # of the small and of the large student
@@ -97,7 +97,7 @@ class TwoStudents(Method):
         backward(loss, f"{branch}_{view.name}")
         return loss
 
-# %% ../../nbs/papers/32_duda.ipynb #19fa2858
+# %% ../../nbs/papers/32_duda.ipynb #8ceafb7e
 class PreAdaptation(TwoStudents):
     "DUDA, stage 1: the large pair trains itself on target images and takes the small student along."
     frozen = ("teacher",)
@@ -144,11 +144,11 @@ class PreAdaptation(TwoStudents):
     def after_step(self, t):
         ema_update(self.nets["teacher"], self.nets["large"], t + 1, self.ema_decay, buffers="copy" if self.teacher_bn == "running" else "keep")
 
-# %% ../../nbs/papers/32_duda.ipynb #fa8baa72
+# %% ../../nbs/papers/32_duda.ipynb #82d2e48f
 class SavedBytes:
     "Within `with`: counts the bytes that autograd keeps for backward passes; `live` now, `peak` at most."
     def __init__(self, module):  # whose parameters and buffers are not counted
-        self.own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+        self.own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
         self.live = self.peak = 0
         self.users = {}          # storage -> saved tensors that use it
 
@@ -160,8 +160,9 @@ class SavedBytes:
     def __exit__(self, *error): self.hooks.__exit__(*error)
 
     def count(self, storage, change):
-        key, before = storage.data_ptr(), self.users.get(storage.data_ptr(), 0)
+        key = storage._cdata     # names the storage, on the meta device too
         if key in self.own: return
+        before = self.users.get(key, 0)
         self.users[key] = before + change
         if before == 0 or before + change == 0: self.live += change * storage.nbytes()
         self.peak = max(self.peak, self.live)
@@ -173,21 +174,21 @@ class _Saved:
 
     def __del__(self): self.counter.count(self.tensor.untyped_storage(), -1)
 
-# %% ../../nbs/papers/32_duda.ipynb #614604df
+# %% ../../nbs/papers/32_duda.ipynb #09e93105
 def peak_saved_bytes(method,         # a copy of it takes the step
-                     batch,          # as `fit` makes it
+                     step,           # callable(method, backward), e.g. lambda m, backward: m.step(batch, backward)
                      separate=True,  # False: one summed loss, one backward
                     ):               # -> bytes
     "Most bytes of activations that wait for their backward at one time during a step."
     method, losses = copy.deepcopy(method).train(), []
     backward = (lambda loss, name=None: loss.backward()) if separate else (lambda loss, name=None: losses.append(loss))
     with torch.random.fork_rng(), SavedBytes(method) as memory:
-        method.step(batch, backward)
+        step(method, backward)
         if losses: sum(losses).backward()
         losses.clear()
     return memory.peak
 
-# %% ../../nbs/papers/32_duda.ipynb #922651a8
+# %% ../../nbs/papers/32_duda.ipynb #0d20efd5
 INCONSISTENCIES = ("iou", "recall", "jsd", "prob")
 
 def js_divergence(p, q):  # probabilities [B,C,H,W] -> bits [B,H,W], in [0, 1]
@@ -228,7 +229,7 @@ class Agreement(nn.Module):
         if self.kind == "iou": return 1 - both / (teacher + student - both)
         return 1 - both / teacher if self.kind == "recall" else self.distance / teacher
 
-# %% ../../nbs/papers/32_duda.ipynb #95ea8743
+# %% ../../nbs/papers/32_duda.ipynb #2ea3a9ad
 def class_weights(inconsistency,    # [C], NaN where a class is absent
                   tau=0.5,          # temperature: small is sharp, infinity is none
                   clip=(0.3, 3.0),  # before the mean is set to 1
@@ -244,7 +245,7 @@ def class_weights(inconsistency,    # [C], NaN where a class is absent
     weight[present] = some / mean
     return weight
 
-# %% ../../nbs/papers/32_duda.ipynb #fd44d269
+# %% ../../nbs/papers/32_duda.ipynb #a5194cfd
 def fuse(logits,           # list of [B,C,H,W], one for each teacher
          how="mean",       # "mean" or "confidence"
          threshold=0.968,  # "confidence": a pixel is sure from here on
@@ -255,7 +256,7 @@ def fuse(logits,           # list of [B,C,H,W], one for each teacher
     a = [1.0 if how == "mean" else (x.amax(1) >= threshold).float().mean() + 1e-6 for x in p]
     return sum(w * x for w, x in zip(a, p)) / sum(a)
 
-# %% ../../nbs/papers/32_duda.ipynb #b671ee3e
+# %% ../../nbs/papers/32_duda.ipynb #bb51aae0
 @torch.no_grad()
 def glance(net, x):
     "Logits without dropout, by the batch's own statistics; the running ones stay as they are."
@@ -328,7 +329,7 @@ class FineTuning(Method):
         share = self.agreement.confusion.sum(1) if self.balance == "pixel" else None
         return class_weights(self.agreement.inconsistency, self.tau, self.clip, share)
 
-# %% ../../nbs/papers/32_duda.ipynb #54bcd482
+# %% ../../nbs/papers/32_duda.ipynb #c6fdb14c
 def show_inconsistency(space, inconsistency, weight):  # LabelSpace, [C], [C]
     "Bars of I_c, sorted, in class colours, and the weights as dots. An absent class is left out."
     import matplotlib.pyplot as plt
@@ -338,11 +339,11 @@ def show_inconsistency(space, inconsistency, weight):  # LabelSpace, [C], [C]
     ax.set_xticks(range(len(order)), [space.classes[c] for c in order], rotation=45, ha="right", fontsize=8)
     ax.set(ylabel="inconsistency $I_c$", ylim=(0, 1))
     right = ax.twinx()
-    right.plot(range(len(order)), weight[order], "k.", label="weight $w_c$")
+    right.plot(range(len(order)), weight[order], "ko", markersize=5, markeredgecolor="w", label="weight $w_c$")
     right.axhline(1, color="0.7", linewidth=0.8, linestyle=":"); right.set(ylabel="weight $w_c$", ylim=(0, None)); right.legend(fontsize=8)
     return fig
 
-# %% ../../nbs/papers/32_duda.ipynb #95df8ff4
+# %% ../../nbs/papers/32_duda.ipynb #f12e1a05
 def feature_distances(task):
     "`fd` and its anchors for the branches that start from pre-trained weights: the large one, and the small one if it is a transformer (our choice)."
     anchors = {}
@@ -375,7 +376,7 @@ def fine_stage(task, steps, networks, every=100, **options):  # networks: callab
 
 def own_teacher(before): return before.student, [before.nets["teacher"]]
 
-# %% ../../nbs/papers/32_duda.ipynb #48fafde1
+# %% ../../nbs/papers/32_duda.ipynb #ff151911
 @row("duda_stage1", "DUDA's pre-adaptation alone: a small student beside a self-training large one")
 def duda_stage1(task, scale=1, mic=0.0): return pair_stages(task, 1.0, scale, mic)[0]
 
@@ -402,7 +403,7 @@ def large_network(task, of):
     "The large architecture as row `of` left it: trained if absent, loaded if there."
     return task.finished(of, student=task.teacher_name, weights=task.teacher_weights)
 
-# %% ../../nbs/papers/32_duda.ipynb #c66114e0
+# %% ../../nbs/papers/32_duda.ipynb #5f937f72
 def stage_state(folder,  # of a run
                 stage,   # "pre_adapt" or "fine_tune"
                 net="",  # "large", "teacher", "student": this network's state dict; "": everything
