@@ -2,6 +2,7 @@
 
 Every comparison is interleaved: each round times both sides, in alternating order, and the ratio is the median of the rounds' ratios,
 so that it holds on a machine whose speed drifts. One thread, except for the demo, which uses all cores.
+`python tests/speed.py confusion mit` measures those parts alone and replaces their rows.
 """
 import os
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -22,10 +23,10 @@ from kdda.learn.metrics import Confusion
 from kdda.learn.selftrain import Supervised
 from kdda.nets.segmenter import load_weights, segmenter
 
-ROWS = []
+ROWS, PART = [], None
 
 def row(name, ours, other, ratio, target, holds, unit):
-    ROWS.append({"name": name, "ours": round(ours, 4), "other": None if other is None else round(other, 4), "ratio": None if ratio is None else round(ratio, 3),
+    ROWS.append({"part": PART, "name": name, "ours": round(ours, 4), "other": None if other is None else round(other, 4), "ratio": None if ratio is None else round(ratio, 3),
                  "target": target, "holds": bool(holds), "unit": unit})
     print(f"{'holds' if holds else 'FALLS SHORT':12}{name}: {ours:.4g}" + (f" against {other:.4g}" if other is not None else "") + f" {unit}"
           + (f", ratio {ratio:.2f}" if ratio is not None else "") + f" (target {target})", flush=True)
@@ -134,11 +135,14 @@ def gains():
         if least: row(f"{scenario}: dacs over source_only, equal steps and augmentation, 3 seeds (adabn {adabn:.1f}, oracle {oracle:.1f})", dacs, source, None, f"at least +{least}, oracle above 50", dacs - source >= least and oracle > 50, "mIoU")
         else: row(f"{scenario}: dacs over the majority-class guess, 3 seeds (source_only {source:.1f}, adabn {adabn:.1f}, oracle {oracle:.1f})", dacs, guess, dacs / guess, "clearly above: 3 times", dacs >= 3 * guess, "mIoU")
 
+PARTS = {f.__name__: f for f in (imports, world, confusion, mit, overhead, gains, demo, real)}
+
 if __name__ == "__main__":
-    wanted = sys.argv[1:] or ["imports", "world", "confusion", "mit", "overhead", "demo", "real", "gains"]
     torch.set_num_threads(1)
-    for name in wanted: globals()[name]()
-    if len(sys.argv) == 1:
-        Path("results").mkdir(exist_ok=True)
-        Path("results/speed.json").write_text(json.dumps(ROWS, indent=1) + "\n")
+    file, wanted = Path("results/speed.json"), sys.argv[1:] or list(PARTS)
+    kept = [r for r in (json.loads(file.read_text()) if file.exists() else []) if r["part"] not in wanted]  # a part measured alone replaces its own rows
+    for PART in wanted:
+        PARTS[PART]()
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(sorted(kept + ROWS, key=lambda r: list(PARTS).index(r["part"])), indent=1) + "\n")
     sys.exit(0 if all(r["holds"] for r in ROWS) else 1)

@@ -6,7 +6,7 @@
 __all__ = ['count_pairs', 'Tally', 'iou_of', 'Confusion', 'as_classes', 'plot_iou', 'plot_confusion', 'boundary', 'BoundaryF1',
            'Calibration', 'plot_calibration', 'image_iou', 'ImageIoU']
 
-# %% ../../nbs/learn/21_metrics.ipynb #d4ff2177
+# %% ../../nbs/learn/21_metrics.ipynb #96196cc4
 import math
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from ..data.labels import IGNORE
 
-# %% ../../nbs/learn/21_metrics.ipynb #c990b915
+# %% ../../nbs/learn/21_metrics.ipynb #3a122e86
 def _ids(x, what, where):
     "`x` (tensor or array of integers, any shape) as a tensor whose values lie in 0..255."
     if isinstance(x, np.ndarray):
@@ -29,7 +29,7 @@ def _ids(x, what, where):
 def _outside(what, values, n_classes, where, fix):
     return ValueError(f"{where}: {what} holds id {', '.join(map(str, values))} outside 0..{n_classes - 1}; {fix}")
 
-# %% ../../nbs/learn/21_metrics.ipynb #4c7e4301
+# %% ../../nbs/learn/21_metrics.ipynb #fa2a9bb1
 def count_pairs(pred,            # class ids of any shape, tensor or array; uint8 is the fast path
                 label,           # class ids of the same shape, 255 = void
                 n_classes,       # at most 255
@@ -44,12 +44,13 @@ def count_pairs(pred,            # class ids of any shape, tensor or array; uint
     if int(pred.max()) >= n:
         raise _outside("prediction", pred[pred >= n].unique().tolist(), n, where, "predict one of the classes everywhere, void included")
     code = torch.int16 if (IGNORE + 1) * n <= 2**15 else torch.int32
-    table = torch.bincount((label.to(code) * n + pred.to(code)).flatten(), minlength=(IGNORE + 1) * n).view(IGNORE + 1, n).cpu()
+    pieces = zip(pred.flatten().split(2**20), label.flatten().split(2**20))  # small enough for the cache
+    table = sum(torch.bincount(y.to(code).mul_(n).add_(p), minlength=(IGNORE + 1) * n) for p, y in pieces).view(IGNORE + 1, n).cpu()
     stray = table[n:IGNORE].sum(1).nonzero().flatten() + n
     if len(stray): raise _outside("label", stray.tolist(), n, where, f"map the labels to this space first, void to {IGNORE}")
     return table[:n].clone()
 
-# %% ../../nbs/learn/21_metrics.ipynb #0dc939d5
+# %% ../../nbs/learn/21_metrics.ipynb #2b87a496
 class Tally:
     "A streaming metric whose memory is a dict of tensors that add up."
     def __init__(self, settings, sums): self.settings, self.sums = settings, sums
@@ -89,14 +90,14 @@ class Tally:
         if state["settings"] != self.settings: raise ValueError(f"state of {type(self).__name__} {state['settings']} does not fit {self.settings}")
         for k, v in self.sums.items(): v.copy_(state[k])
 
-# %% ../../nbs/learn/21_metrics.ipynb #a2d2e0c5
+# %% ../../nbs/learn/21_metrics.ipynb #a258a082
 def iou_of(counts,  # int64 [C,C], rows truth
           ):        # -> float64 [C], nan where a class is in neither truth nor prediction
     "Intersection over union of each class."
     hit = counts.diagonal().double()
     return hit / (counts.sum(0) + counts.sum(1) - counts.diagonal())      # 0 / 0 is nan
 
-# %% ../../nbs/learn/21_metrics.ipynb #e2ef8f47
+# %% ../../nbs/learn/21_metrics.ipynb #bdee4b92
 def _optional(x): return None if math.isnan(x) else float(x)              # JSON has no nan
 
 class Confusion(Tally):
@@ -154,14 +155,14 @@ class Confusion(Tally):
                 + (f"; absent: {', '.join(s['absent'])}" if s["absent"] else "")
                 + (f"; predicted but never labelled, IoU 0: {', '.join(never)}" if never else ""))
 
-# %% ../../nbs/learn/21_metrics.ipynb #b7ef17a5
+# %% ../../nbs/learn/21_metrics.ipynb #93540dd0
 def as_classes(pred,  # class ids, or logits / probabilities [...,C,H,W] in floating point
               ):      # -> class ids [...,H,W]; uint8 when they come from logits
     "What was predicted at each pixel."
     if not (torch.is_tensor(pred) and pred.is_floating_point()): return pred
     return pred.argmax(-3).byte()
 
-# %% ../../nbs/learn/21_metrics.ipynb #49bdcd5d
+# %% ../../nbs/learn/21_metrics.ipynb #b56a383e
 def _iou_by_name(run, space): return run.scores(space)["iou"] if isinstance(run, Confusion) else run
 
 def plot_iou(runs,     # a Confusion, or {name: Confusion or the "iou" dict of its scores}
@@ -187,7 +188,7 @@ def plot_iou(runs,     # a Confusion, or {name: Confusion or the "iou" dict of i
         legend.legend_handles[-1].set_facecolor("0.8")                   # the bars have every colour
     return ax
 
-# %% ../../nbs/learn/21_metrics.ipynb #b4c27877
+# %% ../../nbs/learn/21_metrics.ipynb #d4cb2878
 def plot_confusion(confusion,  # a Confusion
                    space,      # LabelSpace
                    ax=None,    # matplotlib axes; None makes some
@@ -206,7 +207,7 @@ def plot_confusion(confusion,  # a Confusion
     ax.figure.colorbar(picture, ax=ax, label="% of the pixels of the true class", shrink=.8)
     return ax
 
-# %% ../../nbs/learn/21_metrics.ipynb #3b229fbf
+# %% ../../nbs/learn/21_metrics.ipynb #60af655c
 def boundary(label,  # ids [B,H,W], 255 = void
             ):       # -> bool [B,H,W]
     "Pixels with a 4-neighbour of another class; an edge to void is none."
@@ -225,7 +226,7 @@ def _near(mask, radius):
     rows = F.max_pool2d(mask.float()[:, None], (k, 1), 1, (radius, 0))
     return F.max_pool2d(rows, (1, k), 1, (0, radius))[:, 0] > 0
 
-# %% ../../nbs/learn/21_metrics.ipynb #242e6c7a
+# %% ../../nbs/learn/21_metrics.ipynb #5b3f17e0
 def _batched(pred, label, where):
     "Class ids and label as uint8 tensors [B,H,W] of one shape."
     pred, label = _ids(as_classes(pred), "prediction", where), _ids(label, "label", where)
@@ -234,7 +235,7 @@ def _batched(pred, label, where):
     pred, label = pred.byte(), label.byte().to(pred.device)
     return (pred[None], label[None]) if label.dim() == 2 else (pred, label)
 
-# %% ../../nbs/learn/21_metrics.ipynb #2593030b
+# %% ../../nbs/learn/21_metrics.ipynb #8b1598ac
 class BoundaryF1(Tally):
     "F1 of the class boundaries within a tolerance (after Csurka et al. 2013, pixels pooled over all images)."
     def __init__(self, n_classes,
@@ -270,7 +271,7 @@ class BoundaryF1(Tally):
         "Mean over classes that have a boundary."
         return self.f1.nanmean().item()
 
-# %% ../../nbs/learn/21_metrics.ipynb #addfdca2
+# %% ../../nbs/learn/21_metrics.ipynb #3cc0f277
 class Calibration(Tally):
     "Expected calibration error of the winning class, in equal bins of confidence (Guo et al. 2017), over all labelled pixels."
     def __init__(self, bins=15):
@@ -298,7 +299,7 @@ class Calibration(Tally):
         "Mean over pixels of |accuracy - confidence| of the pixel's bin; nan when nothing was counted."
         return ((self.sums["right"] - self.sums["confidence"]).abs().sum() / self.sums["pixels"].sum()).item()
 
-# %% ../../nbs/learn/21_metrics.ipynb #97853a7c
+# %% ../../nbs/learn/21_metrics.ipynb #20af6ae4
 def plot_calibration(runs,     # a Calibration, or {name: Calibration}
                      ax=None,  # matplotlib axes; None makes some
                     ):         # -> axes
@@ -314,7 +315,7 @@ def plot_calibration(runs,     # a Calibration, or {name: Calibration}
     ax.legend(frameon=False, fontsize=8, loc="lower right")
     return ax
 
-# %% ../../nbs/learn/21_metrics.ipynb #e829ca4e
+# %% ../../nbs/learn/21_metrics.ipynb #6e6a0a69
 def image_iou(pred,       # ids [B,H,W], or logits [B,C,H,W]
               label,      # ids [B,H,W], 255 = void
               n_classes,
