@@ -312,24 +312,33 @@ def test_resume_is_bitwise(stage, tmp_path):
 def test_every_row_runs(method, options, tmp_path):
     run = Run(method, scale="smoke", options=options, out=tmp_path)
     m = execute(run, progress=False, say=lambda s: None)
-    assert m["method"] == method and m["student"]["name"] == run.student_name and m["steps"] == run.steps   # the budget is the small student's
+    assert m["method"] == method and m["student"]["name"] == run.student_name
     needs = [(n["method"], n["student"]) for n in m["needs"]]
-    assert needs == [(v, run.teacher_name) for k, v in options.items() if k == "of"]
-    if method != "duda_fixed": assert duda.stage_state(run.folder, "pre_adapt", "teacher").keys() == segmenter(run.teacher_name).state_dict().keys()
+    others = [(v, run.teacher_name) for k, v in options.items() if k == "of"]
+    if method in ("duda_stage1", "duda_fixed"): assert needs == others and m["steps"] == run.steps
+    else: assert needs == [("duda_stage1", run.student_name)] + others and m["steps"] + m["needs"][0]["steps"] == run.steps   # the budget is the small student's
 
-def test_rows_share_stage_1_to_the_bit_and_a_row_out_of_steps_is_refused(tmp_path):
-    runs = [Run(m, scale="smoke", out=tmp_path) for m in ("duda", "duda_kd")]
-    for r in runs: execute(r, progress=False, say=lambda s: None)
-    a, b = (duda.stage_state(r.folder, "pre_adapt") for r in runs)
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    with pytest.raises(FileNotFoundError, match="pre_adopt"): duda.stage_state(runs[0].folder, "pre_adopt")
-    with pytest.raises(ValueError, match="no step is left"): execute(Run("duda", scale="smoke", steps=1, out=tmp_path), progress=False)
+def test_stage_1_is_made_once_and_a_row_out_of_steps_is_refused(tmp_path):
+    rows = [execute(Run(m, scale="smoke", out=tmp_path), progress=False, say=lambda s: None) for m in ("duda", "duda_kd")]
+    assert rows[0]["needs"] == rows[1]["needs"] and len(list((tmp_path / "smoke" / "game2city" / "duda_stage1").iterdir())) == 1
+    first = Run("duda_stage1", scale="smoke", steps=3, out=tmp_path)
+    assert first.id == rows[0]["needs"][0]["run_id"]
+    large = first.load_net("pre_adapt", "teacher", first.teacher_name)
+    assert large.state_dict().keys() == segmenter(first.teacher_name).state_dict().keys()
+    with pytest.raises(FileNotFoundError, match="pre_adopt.*pre_adapt"): first.stage_state("pre_adopt")
+    with pytest.raises(ValueError, match="share = 0.5 of 1 steps leaves"): execute(Run("duda", scale="smoke", steps=1, out=tmp_path), progress=False)
+
+def test_a_row_that_hides_its_large_network_is_refused():
+    with pytest.raises(TypeError, match="without saying so"): Run("dacs", scale="smoke").teacher_name
+    a, b = (Run("dacs", scale="smoke", teacher=t) for t in ("resnet10_nano+segformer:16", "resnet10_slim+segformer:16"))
+    c, d = (Run("duda", scale="smoke", teacher=t) for t in ("resnet10_nano+segformer:16", "resnet10_slim+segformer:16"))
+    assert a.id == b.id and c.id != d.id
 
 def test_feature_distance_where_both_start_from_weights(tmp_path):
     for name in ("mit_nano", "resnet10_slim"): torch.save(net(f"{name}+segformer:16").backbone.state_dict(), tmp_path / f"{name}.pt")
     run = Run("duda_stage1", scale="smoke", student="mit_nano+segformer:16", teacher="resnet10_slim+lraspp:64", weights=tmp_path / "mit_nano.pt", teacher_weights=tmp_path / "resnet10_slim.pt", out=tmp_path)
     execute(run, progress=False)
-    state = duda.stage_state(run.folder, "pre_adapt")
+    state = run.stage_state("pre_adapt")
     assert any(k.startswith("nets.large_anchor.") for k in state) and any(k.startswith("nets.small_anchor.") for k in state)
 
 def test_the_target_stream_of_every_stage_has_no_labels():
@@ -342,15 +351,7 @@ def test_gain_by_third_leaves_out_absent_classes():
 
 def test_the_paper_recipe_runs_on_trees_the_world_writes(tmp_path):
     "GTA5 -> Cityscapes through the real loaders, crops and margins, all stages, a teacher from another run."
-    from PIL import Image
-    from kdda.data.datasets import GTA5_FRAMES
-    table = GTA5_FRAMES.encodings[0].table
-    to_id = np.array([int(np.flatnonzero(table == c)[0]) for c in range(19)], np.uint8)
-    for part in ("images", "labels"): (tmp_path / "gta5" / part).mkdir(parents=True)
-    game = World("game", n=4, size=(96, 176))
-    for i in range(4):
-        Image.fromarray(game.image(i)).save(tmp_path / f"gta5/images/{i:05}.png")
-        Image.fromarray(to_id[game.label(i)]).save(tmp_path / f"gta5/labels/{i:05}.png")
+    World("game", n=4, size=(96, 176)).export("gta5", tmp_path / "gta5")
     for split in ("train", "val"): World("city", n=2, size=(128, 256), split=split).export("cityscapes", tmp_path / "cityscapes", split=split)
     run = Run("duda_two_teachers", scenario="gta2cityscapes", scale="smoke", data_root=str(tmp_path), options={"of": "daformer"}, out=tmp_path / "runs")
     assert execute(run, progress=False, say=lambda s: None)["scored_on"]["images"] == 2

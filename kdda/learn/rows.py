@@ -6,20 +6,21 @@
 __all__ = ['ROWS', 'Row', 'row', 'source_plain', 'source_only', 'oracle', 'adabn', 'self_training', 'dacs', 'daformer', 'mic',
            'kd']
 
-# %% ../../nbs/learn/25_rows.ipynb #3dacc05f
+# %% ../../nbs/learn/25_rows.ipynb #d91e82c6
 from dataclasses import dataclass
 import inspect
 from typing import Callable
 from .fit import Stage
 from .selftrain import AdaBN, PlainKD, SelfTraining, Supervised
 
-# %% ../../nbs/learn/25_rows.ipynb #7db051dc
+# %% ../../nbs/learn/25_rows.ipynb #7bde053f
 @dataclass(frozen=True)
 class Row:
     "A named recipe."
     name: str
     about: str        # one line for tables and help
     stages: Callable  # task, **options -> list of Stage
+    teacher: bool = False  # whether it trains or uses the large network
 
     @property
     def options(self):
@@ -28,15 +29,16 @@ class Row:
 
 ROWS = {}
 
-def row(name, about):
+def row(name, about,
+        teacher=False):  # whether the row uses `task.teacher_name`: only then does a run's identity depend on it
     "Decorator: register a function `(task, option=default, ...) -> list of Stage` under `name`."
     def register(stages):
         if name in ROWS and ROWS[name].stages.__qualname__ != stages.__qualname__: raise ValueError(f"there is a row {name!r} already: {ROWS[name].about}")
-        ROWS[name] = Row(name, about, stages)
+        ROWS[name] = Row(name, about, stages, teacher)
         return stages
     return register
 
-# %% ../../nbs/learn/25_rows.ipynb #a37d849f
+# %% ../../nbs/learn/25_rows.ipynb #3a977503
 @row("source_plain", "cross-entropy on source, no augmentation")
 def source_plain(task):
     return [Stage("train", lambda _: Supervised(task.net(), augment=False), {"source": task.stream("source")}, task.steps)]
@@ -53,7 +55,7 @@ def oracle(task):
 def adabn(task, of="source_only"):
     return [Stage("statistics", lambda _: AdaBN(task.finished(of)), {"target": task.stream("target")}, task.scale.adabn_steps)]
 
-# %% ../../nbs/learn/25_rows.ipynb #41c97258
+# %% ../../nbs/learn/25_rows.ipynb #714cd29f
 def self_training(task,     # a task
                   sampler=None,  # of the source stream; None: uniform
                   **switches):   # of `SelfTraining`
@@ -76,7 +78,7 @@ def daformer(task): return self_training(task, task.rare_class(), **task.feature
 @row("mic", "daformer + masked image consistency")
 def mic(task): return self_training(task, task.rare_class(), mic=1.0, mask_block=task.scale.mask_block, **task.feature_distance())
 
-@row("kd", "an adapted large teacher, distilled on target images")
+@row("kd", "an adapted large teacher, distilled on target images", teacher=True)
 def kd(task, of="daformer"):
     teacher = lambda: task.finished(of, student=task.teacher_name, weights=task.teacher_weights)
     return [Stage("distil", lambda _: PlainKD(task.net(), teacher(), photo=task.scale.photo),

@@ -13,14 +13,14 @@ __all__ = ['TRANSLATORS', 'BINS', 'RECIPES', 'soften', 'disturb', 'to_rgb', 'fro
            'diga_skd_crdomix', 'diga_prob', 'diga_feat', 'diga_threshold', 'diga_consensus', 'diga_consensus_skd',
            'diga', 'finished_round']
 
-# %% ../../nbs/papers/31_diga.ipynb #adeea057
+# %% ../../nbs/papers/31_diga.ipynb #a69f0ced
 import contextlib, copy, hashlib, json, math
 from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from ..data.augment import (MEAN, STD, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, gaussian_blur, grayscale, mix, normalize, photometric)
 from ..data.batches import Stream, in_order
@@ -34,7 +34,7 @@ from ..learn.selftrain import ema_update, frozen_statistics, teacher_mode
 from ..nets.heads import HEADS, Head, resize
 from ..nets.segmenter import read_weights, segmenter
 
-# %% ../../nbs/papers/31_diga.ipynb #0e1ca7fb
+# %% ../../nbs/papers/31_diga.ipynb #a6ca6728
 def _rand(generator, x, *shape): return torch.rand(shape, generator=generator, device=generator.device).to(x.device)
 
 def _sometimes(x, p, generator, f):
@@ -68,7 +68,7 @@ def disturb(x,             # float [B,3,H,W], RGB on 0..1
     x = _sometimes(x, p_blur, generator, lambda x: gaussian_blur(x, 2.0, radius=1))
     return _sometimes(x, p_sharpness, generator, lambda x: soften(x, 0.5 * _rand(generator, x, len(x))))
 
-# %% ../../nbs/papers/31_diga.ipynb #64d26e02
+# %% ../../nbs/papers/31_diga.ipynb #b70ddb72
 def _channels(values, x): return torch.tensor(values, device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
 def to_rgb(x): return x * _channels(STD, x) + _channels(MEAN, x)         # normalised -> RGB on 0..1
 def from_rgb(x): return (x - _channels(MEAN, x)) / _channels(STD, x)     # and back
@@ -89,7 +89,7 @@ def domain_random(x,             # float [B,3,H,W], normalised
     z = torch.lerp(z, (disturb(z, generator, **options) - 0.5) / 0.5, beta)
     return from_rgb((128 * z + _channels(_MEAN_BGR, x)).flip(1) / 255)
 
-# %% ../../nbs/papers/31_diga.ipynb #e38597a7
+# %% ../../nbs/papers/31_diga.ipynb #e49a0d2d
 def symmetric_kd(student,      # logits of (clean view, second view), each [B,C,H,W]
                  teacher,      # likewise; constants
                  reverse=0.5,  # s, weight of the second-to-clean direction
@@ -99,7 +99,7 @@ def symmetric_kd(student,      # logits of (clean view, second view), each [B,C,
     loss = soft_cross_entropy(student[1], teacher[0].float().softmax(1), valid)
     return loss + reverse * soft_cross_entropy(student[0], teacher[1].float().softmax(1), valid) if reverse else loss
 
-# %% ../../nbs/papers/31_diga.ipynb #e8d406f8
+# %% ../../nbs/papers/31_diga.ipynb #0169623c
 def half_of_the_values(label,      # uint8 [B,H,W]
                        generator,  # torch.Generator
                       ):           # -> bool [B,H,W]
@@ -116,7 +116,7 @@ def crdomix(augmented, translated,  # two renderings of the same images, [B,3,H,
     "Cross-domain mixture: the drawn classes from `augmented`, the others from `translated`."
     return mix(half_of_the_values(label, generator), augmented, translated)
 
-# %% ../../nbs/papers/31_diga.ipynb #dec05f45
+# %% ../../nbs/papers/31_diga.ipynb #fa7d3a50
 _AXES = torch.tensor([[1., 1, 1], [1, -1, 0], [1, 1, -2]]); _AXES /= _AXES.norm(dim=1, keepdim=True)   # brightness, red-green, yellow-blue
 
 def _partners(target, n, generator): return target[torch.randint(len(target), (n,), generator=generator, device=generator.device).to(target.device)]
@@ -143,7 +143,7 @@ def translate_fda(image, target, generator,
 
 TRANSLATORS = {"stats": translate_stats, "fda": translate_fda}
 
-# %% ../../nbs/papers/31_diga.ipynb #f24a2037
+# %% ../../nbs/papers/31_diga.ipynb #bdc4f09a
 def _teacher(net, mode):
     'Set the teacher\'s mode. "batch": statistics of its batch, no dropout; "running": the student\'s statistics; "official": training mode, dropout and all.'
     return net.train() if mode == "official" else teacher_mode(net, mode)
@@ -186,7 +186,7 @@ class WarmUp(Method):
     def after_step(self, t):
         ema_update(self.nets["teacher"], self.student, t + 1, self.ema_decay, buffers="copy" if self.teacher == "running" else "keep")
 
-# %% ../../nbs/papers/31_diga.ipynb #43241605
+# %% ../../nbs/papers/31_diga.ipynb #614bf7c4
 def _translator(self):
     "The frozen network's or the function's translation, or None."
     if "translator" in self.nets: return lambda image, target, generator: self.nets["translator"](image)
@@ -217,7 +217,7 @@ def _source_step(self, batch, backward):
 
 WarmUp.translator, WarmUp.views, WarmUp.source_step = property(_translator), _views, _source_step
 
-# %% ../../nbs/papers/31_diga.ipynb #9ae97ec1
+# %% ../../nbs/papers/31_diga.ipynb #5ee06044
 @torch.no_grad()
 def multi_scale_logits(net, image,          # [B,3,H,W]
                        scales=(1.0, 0.5)):  # of the input -> [B,C,H,W]
@@ -249,7 +249,7 @@ def class_thresholds(histogram,  # [C,BINS] pixels by predicted class and confid
     reach = (above >= share * above[:, :1]).sum(1) - 1
     return (reach.clamp(min=0).double() / BINS).clamp(max=cap)
 
-# %% ../../nbs/papers/31_diga.ipynb #6a99cf3e
+# %% ../../nbs/papers/31_diga.ipynb #b7c912be
 def _write(path, data):
     tmp = path.with_name(f".{path.name}.tmp")
     tmp.write_bytes(data); tmp.replace(path)
@@ -302,7 +302,7 @@ def write_pseudo_labels(net,               # Segmenter
     if dist.is_initialized(): dist.barrier()
     return folder
 
-# %% ../../nbs/papers/31_diga.ipynb #32648601
+# %% ../../nbs/papers/31_diga.ipynb #1c32ee2a
 class PseudoLabelled(Unlabelled):
     "Frames with the labels that `write_pseudo_labels` left in `folder`; their own labels are out of reach."
     def __init__(self, frames, folder):
@@ -321,7 +321,7 @@ def labelled_by(stream,   # unlabelled Stream of the target
     return Stream(PseudoLabelled(frames, folder), stream.batch_size, crop=stream.crop, seed=stream.seed, role=stream.role, flip=stream.flip,
                   workers=stream.workers, rank=stream.rank, world=stream.world)
 
-# %% ../../nbs/papers/31_diga.ipynb #6286feab
+# %% ../../nbs/papers/31_diga.ipynb #f7eb4c3c
 def class_means(feature,      # [B,D,h,w]
                 label,        # uint8 or int [B,h,w] on the same grid, 255 = void
                 n_classes, least=5):  # pixels a class needs in an image to count -> means [B,C,D], counted bool [B,C]
@@ -345,7 +345,7 @@ def initial_centroids(net, frames, batch=8, cap=3000):  # Segmenter; dataset of 
             count = torch.where(there, (count + 1).clamp(max=cap), count)
     return centroids, count
 
-# %% ../../nbs/papers/31_diga.ipynb #c501ab13
+# %% ../../nbs/papers/31_diga.ipynb #af396d37
 @torch.no_grad()
 def feature_labels(feature,    # [B,D,h,w]
                    centroids,  # [C,D]
@@ -369,7 +369,7 @@ def move_centroids(centroids, seen,   # [C,D], bool [C]; changed in place
     for v, there in zip(means, counted):
         centroids.copy_(torch.where((there & seen)[:, None], torch.lerp(centroids, v.to(centroids.dtype), momentum), centroids))
 
-# %% ../../nbs/papers/31_diga.ipynb #8b3a2d4b
+# %% ../../nbs/papers/31_diga.ipynb #e0b0a066
 class DiGA(WarmUp):
     "Self-training on bilateral-consensus labels (DiGA, second stage); starts from a warmed-up student and centroids."
     def __init__(self, student,
@@ -401,7 +401,7 @@ class DiGA(WarmUp):
         backward(loss, "ce_mixed")
         return terms | {"ce_mixed": loss, "labelled": (label != IGNORE).float().mean()} | ({} if self.labels == "prob" else {"drift": self.drift})
 
-# %% ../../nbs/papers/31_diga.ipynb #a1411a83
+# %% ../../nbs/papers/31_diga.ipynb #82fbe0bf
 @torch.no_grad()
 def _target_labels(self, batch, second, source_taps):
     "Labels of the target batch; then the centroids move, target first."
@@ -417,7 +417,7 @@ def _target_labels(self, batch, second, source_taps):
 
 DiGA.target_labels = _target_labels
 
-# %% ../../nbs/papers/31_diga.ipynb #8874b794
+# %% ../../nbs/papers/31_diga.ipynb #066ce722
 class LabelQuality:
     "Streaming counts of given labels against the truth."
     def __init__(self, counts):  # int64 [C,C+1]: truth, given label; the last column is none
@@ -445,7 +445,7 @@ def threshold_counts(joint,       # int64 [C,C,BINS]: truth, prediction, confide
     kept = (joint * passes).sum(2)
     return torch.cat([kept, (joint.sum((1, 2)) - kept.sum(1))[:, None]], 1)
 
-# %% ../../nbs/papers/31_diga.ipynb #d1164a51
+# %% ../../nbs/papers/31_diga.ipynb #e2754dbb
 @torch.no_grad()
 def label_quality(net,                # the network whose labels are stored: y_prob
                   dataset,            # target frames *with* truth: for looking, never for training
@@ -494,7 +494,7 @@ def show_label_quality(rules, space):  # {rule: LabelQuality}, LabelSpace -> fig
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/papers/31_diga.ipynb #1f7008d8
+# %% ../../nbs/papers/31_diga.ipynb #c4368fe1
 def _conv(i, o, k, stride=1): return [nn.Conv2d(i, o, k, stride, (k - 1) // 2, padding_mode="reflect"), nn.InstanceNorm2d(o), nn.ReLU(inplace=True)]
 
 class _Residual(nn.Module):
@@ -531,7 +531,7 @@ def lsgan(scores, real):  # list of maps; 1.0 or 0.0 -> scalar
     "Least-squares GAN loss, mean over scales."
     return sum((s.float() - real).square().mean() for s in scores) / len(scores)
 
-# %% ../../nbs/papers/31_diga.ipynb #bab73237
+# %% ../../nbs/papers/31_diga.ipynb #8adeac57
 def boundary_mask(label):  # uint8 [B,H,W] -> float [B,1,H,W]
     "1 where the 5x5 Laplacian of the label map is not zero: class boundaries (notes, section 2.3)."
     y = F.pad(label[:, None].float(), (2, 2, 2, 2), mode="replicate")
@@ -564,7 +564,7 @@ def perceptual(features, a, b):  # Features; images, the second a constant -> sc
     with torch.no_grad(): there = features(b)
     return sum(w * F.l1_loss(x, y) for w, x, y in zip((1/32, 1/16, 1/8, 1/4, 1), features(a), there))
 
-# %% ../../nbs/papers/31_diga.ipynb #d4c4a52b
+# %% ../../nbs/papers/31_diga.ipynb #5e01af65
 class Translator(nn.Module):
     "A trained source encoder and target decoder: normalised images to normalised images."
     def __init__(self, encode, decode):
@@ -611,7 +611,7 @@ class TranslatorGAN(Method):
         backward(judge, "judge")
         return terms | {"judge": judge}
 
-# %% ../../nbs/papers/31_diga.ipynb #5d0e608e
+# %% ../../nbs/papers/31_diga.ipynb #dc181f32
 class GroupNormASPPHead(Head):
     "ASPP with group norm and squeeze-and-excitation, on the last map (ProDA's head, which DiGA uses; notes, section 2.1)."
     def __init__(self, channels, n_classes, width=256, dilations=(6, 12, 18, 24), dropout=0.1):
@@ -631,7 +631,7 @@ class GroupNormASPPHead(Head):
 
 HEADS["gnaspp"] = GroupNormASPPHead
 
-# %% ../../nbs/papers/31_diga.ipynb #9a773040
+# %% ../../nbs/papers/31_diga.ipynb #03725bad
 def _common(task, **options):
     "What the scale says, as arguments of `WarmUp`."
     s = task.scale
@@ -662,7 +662,7 @@ def diga_skd(task, skd=0.5, reverse=0.5, beta=0.4, mode="clean", ohem=False, bn_
 def diga_dg(task, skd=0.5, reverse=0.5, beta=0.4, mode="clean"):
     return [_warm_up(task, skd=skd, reverse=reverse, beta=beta, view=dict(mode=mode, p_sharpness=0.0))]
 
-# %% ../../nbs/papers/31_diga.ipynb #9a760595
+# %% ../../nbs/papers/31_diga.ipynb #05cebd08
 def _gan_size(task):
     "Officially 64 wide with three scales; small images get a small one."
     height = min(task.scale.crop or task.scale.size)
@@ -670,11 +670,11 @@ def _gan_size(task):
 
 def _gan_recipe(task): return {} if task.scale.name == "paper" else {"optim": {k: Optim(lr=1e-3, betas=(0.5, 0.999), weight_decay=0.0, power=0.9) for k in TranslatorGAN.optim}}
 
-def gan_translator(task, folder):  # task; run folder with translator.safetensors -> Translator
+def gan_translator(run):  # finished Run of diga_skd_crdomix -> Translator
     "The translator that a warm-up run has trained."
-    net = TranslatorGAN(**_gan_size(task)).translator
-    net.load_state_dict(load_file(Path(folder) / "translator.safetensors"))
-    return net
+    gan = TranslatorGAN(**_gan_size(run))
+    for name in ("encoder_source", "decoder_target"): gan.nets[name].load_state_dict(run.stage_state("translator", name))
+    return gan.translator
 
 def _check_translator(name):
     if name not in (*TRANSLATORS, "gan", "none"): raise ValueError(f"no translator called {name!r}; there are: {', '.join(TRANSLATORS)}, gan, none")
@@ -690,15 +690,11 @@ def diga_skd_crdomix(task, translator="stats", skd=0.5, reverse=0.5, beta=0.4, m
             return TranslatorGAN(features=features or None, **_gan_size(task))
     train = Stage("translator", make, {"source": task.stream("source", role="source, translator"), "target": task.stream("target", role="target, translator")},
                   math.ceil(0.6 * task.steps), {"evaluate": None, **_gan_recipe(task)})
-    def begin(before):
-        net = copy.deepcopy(before.translator).cpu()
-        if getattr(task, "rank", 0) == 0:
-            save_file({k: v.contiguous() for k, v in net.state_dict().items()}, task.folder / "translator.tmp"); (task.folder / "translator.tmp").replace(task.folder / "translator.safetensors")
-        return WarmUp(task.net(), translator=net, **_common(task, **options))
+    def begin(before): return WarmUp(task.net(), translator=before.translator.cpu(), **_common(task, **options))
     warm = _warm_up(task, True)
     return [train, Stage(warm.name, begin, warm.streams, warm.steps, warm.options)]
 
-# %% ../../nbs/papers/31_diga.ipynb #7ff5dd2f
+# %% ../../nbs/papers/31_diga.ipynb #c5fb4e66
 def _rounds(task, labels="consensus", skd=0.25, rounds=1, translator="stats", select="all", threshold=0.9, scales=(1.0, 0.5), recompute_centroids=False,
             warm_skd=0.5, reverse=0.5, warm_beta=0.4, beta=0.3, mode="clean", ohem=False, teacher="batch"):
     "Self-training stages after a warm-up in a run of its own; the budget counts both."
@@ -712,9 +708,9 @@ def _rounds(task, labels="consensus", skd=0.25, rounds=1, translator="stats", se
         folder = task.folder / f"round_{r}"
         if before is None:
             options = dict(translator=translator, skd=warm_skd, reverse=reverse, beta=warm_beta, mode=mode, ohem=ohem)
-            net = task.finished("diga_skd_crdomix", steps=warm, options=options)
+            run = task.finished_run("diga_skd_crdomix", steps=warm, options=options)
+            net, translate = run.load_student(), gan_translator(run) if translator == "gan" else TRANSLATORS.get(translator)
             if torch.cuda.is_available(): net = net.cuda()
-            translate = TRANSLATORS.get(translator) if translator != "gan" else gan_translator(task, task.folder.parent.parent / "diga_skd_crdomix" / task.used[-1]["run_id"])
         else: net, translate = before.student, before.nets["translator"] if "translator" in before.nets else before.translate
         write_pseudo_labels(net, frames, folder / "pseudo_labels", scales, select, threshold, task.scale.batch)
         centroids, count = initial_centroids(net, frames, task.scale.batch) if before is None or recompute_centroids else (before.first_centroids, before.count)
@@ -747,7 +743,7 @@ def diga(task, translator="stats", skd=0.25, rounds=2, recompute_centroids=False
     return _rounds(task, "consensus", skd, rounds, translator, recompute_centroids=recompute_centroids, warm_skd=warm_skd, reverse=reverse, warm_beta=warm_beta, beta=beta, mode=mode,
                    ohem=ohem, teacher=teacher)
 
-# %% ../../nbs/papers/31_diga.ipynb #db4f3297
+# %% ../../nbs/papers/31_diga.ipynb #f7f526e8
 def finished_round(run):  # finished Run of a self-training row -> {when: (labelling network, feature network, centroids, classes that have one)}
     "The networks and centroids that made labels at the start of the first round and at the end of the last."
     folders = sorted(run.folder.glob("round_*"), key=lambda f: int(f.name.rpartition("_")[2]))
@@ -762,6 +758,6 @@ def finished_round(run):  # finished Run of a self-training row -> {when: (label
     first = (warm, warm, early["first_centroids"].cpu(), early["count"].cpu() > 0)
     return {"start of round 1": first, f"end of round {len(folders)}": (part("student"), part("teacher"), state["centroids"].cpu(), seen)}
 
-# %% ../../nbs/papers/31_diga.ipynb #11e0e80e
+# %% ../../nbs/papers/31_diga.ipynb #2bfd62af
 RECIPES = {"gta2cityscapes": dict(translator="gan", mode="official", teacher="official", skd=0.25, warm_skd=0.5, reverse=0.5),
            "synthia2cityscapes": dict(translator="gan", mode="official", teacher="official", skd=0.25, warm_skd=0.25, reverse=0.25, ohem=True)}

@@ -5,25 +5,23 @@
 # %% auto #0
 __all__ = ['INCONSISTENCIES', 'enlarge', 'at_scale', 'View', 'TwoStudents', 'PreAdaptation', 'SavedBytes', 'peak_saved_bytes',
            'js_divergence', 'Agreement', 'class_weights', 'fuse', 'glance', 'FineTuning', 'show_inconsistency',
-           'feature_distances', 'pair_stages', 'fine_stage', 'own_teacher', 'duda_stage1', 'duda', 'duda_kd',
-           'duda_two_teachers', 'duda_fixed', 'large_network', 'stage_state', 'gain_by_third']
+           'feature_distances', 'pre_adaptation', 'fine_tuning', 'after_stage_1', 'large_network', 'duda_stage1',
+           'duda', 'duda_kd', 'duda_two_teachers', 'duda_fixed', 'gain_by_third']
 
-# %% ../../nbs/papers/32_duda.ipynb #57129f6f
+# %% ../../nbs/papers/32_duda.ipynb #08ecde43
 import contextlib, copy, math
-from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import nn
 import torch.nn.functional as F
 from ..data.augment import block_mask, mix, photometric
-from ..learn import checkpoints
 from ..learn.fit import Method, Optim, Stage
 from ..learn.losses import cross_entropy, feature_distance, kd_kl
 from ..learn.rows import row
 from ..learn.selftrain import dacs_mix, ema_update, frozen_statistics, pseudo_label, teacher_mode
 from ..nets.heads import resize
 
-# %% ../../nbs/papers/32_duda.ipynb #e8fd42b5
+# %% ../../nbs/papers/32_duda.ipynb #af62a0a4
 def enlarge(x, scale):
     return x if scale == 1 else F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
 
@@ -36,7 +34,7 @@ def at_scale(net,      # Segmenter
     out = net(enlarge(x, scale), taps)
     return (resize(out[0], x), out[1]) if taps else resize(out, x)
 
-# %% ../../nbs/papers/32_duda.ipynb #21da09d7
+# %% ../../nbs/papers/32_duda.ipynb #433509d1
 class View(NamedTuple):
     "Images with labels, from which both students learn."
     name: str              # "source", "mixed", "masked" or "plain"
@@ -44,7 +42,7 @@ class View(NamedTuple):
     label: torch.Tensor    # uint8 [B,H,W]
     weight: torch.Tensor | None = None  # float [B,H,W]
 
-# %% ../../nbs/papers/32_duda.ipynb #be820122
+# %% ../../nbs/papers/32_duda.ipynb #780ad605
 class TwoStudents(Method):
     "A large and a small student that learn from the same tensors; by itself: cross-entropy on source."
     optim = {"main": Optim(), "large": Optim()}  # of the small and of the large student
@@ -97,7 +95,7 @@ class TwoStudents(Method):
         backward(loss, f"{branch}_{view.name}")
         return loss
 
-# %% ../../nbs/papers/32_duda.ipynb #8ceafb7e
+# %% ../../nbs/papers/32_duda.ipynb #336d261f
 class PreAdaptation(TwoStudents):
     "DUDA, stage 1: the large pair trains itself on target images and takes the small student along."
     frozen = ("teacher",)
@@ -144,7 +142,7 @@ class PreAdaptation(TwoStudents):
     def after_step(self, t):
         ema_update(self.nets["teacher"], self.nets["large"], t + 1, self.ema_decay, buffers="copy" if self.teacher_bn == "running" else "keep")
 
-# %% ../../nbs/papers/32_duda.ipynb #82d2e48f
+# %% ../../nbs/papers/32_duda.ipynb #38b1cb68
 class SavedBytes:
     "Within `with`: counts the bytes that autograd keeps for backward passes; `live` now, `peak` at most."
     def __init__(self, module):  # whose parameters and buffers are not counted
@@ -174,7 +172,7 @@ class _Saved:
 
     def __del__(self): self.counter.count(self.tensor.untyped_storage(), -1)
 
-# %% ../../nbs/papers/32_duda.ipynb #09e93105
+# %% ../../nbs/papers/32_duda.ipynb #d7717daa
 def peak_saved_bytes(method,         # a copy of it takes the step
                      step,           # callable(method, backward), e.g. lambda m, backward: m.step(batch, backward)
                      separate=True,  # False: one summed loss, one backward
@@ -188,7 +186,7 @@ def peak_saved_bytes(method,         # a copy of it takes the step
         losses.clear()
     return memory.peak
 
-# %% ../../nbs/papers/32_duda.ipynb #0d20efd5
+# %% ../../nbs/papers/32_duda.ipynb #5c17c7fd
 INCONSISTENCIES = ("iou", "recall", "jsd", "prob")
 
 def js_divergence(p, q):  # probabilities [B,C,H,W] -> bits [B,H,W], in [0, 1]
@@ -229,7 +227,7 @@ class Agreement(nn.Module):
         if self.kind == "iou": return 1 - both / (teacher + student - both)
         return 1 - both / teacher if self.kind == "recall" else self.distance / teacher
 
-# %% ../../nbs/papers/32_duda.ipynb #2ea3a9ad
+# %% ../../nbs/papers/32_duda.ipynb #bc11e8eb
 def class_weights(inconsistency,    # [C], NaN where a class is absent
                   tau=0.5,          # temperature: small is sharp, infinity is none
                   clip=(0.3, 3.0),  # before the mean is set to 1
@@ -245,7 +243,7 @@ def class_weights(inconsistency,    # [C], NaN where a class is absent
     weight[present] = some / mean
     return weight
 
-# %% ../../nbs/papers/32_duda.ipynb #a5194cfd
+# %% ../../nbs/papers/32_duda.ipynb #29dc2cdd
 def fuse(logits,           # list of [B,C,H,W], one for each teacher
          how="mean",       # "mean" or "confidence"
          threshold=0.968,  # "confidence": a pixel is sure from here on
@@ -256,7 +254,7 @@ def fuse(logits,           # list of [B,C,H,W], one for each teacher
     a = [1.0 if how == "mean" else (x.amax(1) >= threshold).float().mean() + 1e-6 for x in p]
     return sum(w * x for w, x in zip(a, p)) / sum(a)
 
-# %% ../../nbs/papers/32_duda.ipynb #bb51aae0
+# %% ../../nbs/papers/32_duda.ipynb #9a72e375
 @torch.no_grad()
 def glance(net, x):
     "Logits without dropout, by the batch's own statistics; the running ones stay as they are."
@@ -329,7 +327,7 @@ class FineTuning(Method):
         share = self.agreement.confusion.sum(1) if self.balance == "pixel" else None
         return class_weights(self.agreement.inconsistency, self.tau, self.clip, share)
 
-# %% ../../nbs/papers/32_duda.ipynb #c6fdb14c
+# %% ../../nbs/papers/32_duda.ipynb #12befee6
 def show_inconsistency(space, inconsistency, weight):  # LabelSpace, [C], [C]
     "Bars of I_c, sorted, in class colours, and the weights as dots. An absent class is left out."
     import matplotlib.pyplot as plt
@@ -343,7 +341,7 @@ def show_inconsistency(space, inconsistency, weight):  # LabelSpace, [C], [C]
     right.axhline(1, color="0.7", linewidth=0.8, linestyle=":"); right.set(ylabel="weight $w_c$", ylim=(0, None)); right.legend(fontsize=8)
     return fig
 
-# %% ../../nbs/papers/32_duda.ipynb #f12e1a05
+# %% ../../nbs/papers/32_duda.ipynb #b5faf0d1
 def feature_distances(task):
     "`fd` and its anchors for the branches that start from pre-trained weights: the large one, and the small one if it is a transformer (our choice)."
     anchors = {}
@@ -351,11 +349,10 @@ def feature_distances(task):
     if task.weights and task.student_name.startswith("mit"): anchors["small"] = task.net().backbone
     return dict(fd={b: 0.005 for b in anchors}, anchors=anchors, things=[task.space.index(c) for c in task.space.things]) if anchors else {}
 
-def pair_stages(task, share=1.0, scale=1, mic=0.0):  # -> (stages, steps that are left)
-    "Warm-up of both students and pre-adaptation, for a `share` of what the warm-up leaves."
+def pre_adaptation(task, scale=1, mic=0.0):  # -> list of Stage
+    "Warm-up of both students on source, then pre-adaptation."
     s, both = task.scale, dict(optim={"main": task.scale.optim, "large": task.scale.optim})
     warm = round(task.steps * s.warm_share)
-    steps = max(1, round((task.steps - warm) * share))
     fresh = lambda: (task.net(), task.net(task.teacher_name, "large", task.teacher_weights))
     stages = [Stage("warm_up", lambda _: TwoStudents(*fresh(), scale, augment_source=True, photo=s.photo), {"source": task.stream("source")}, warm, both)] if warm else []
     def adapt(before):
@@ -363,57 +360,50 @@ def pair_stages(task, share=1.0, scale=1, mic=0.0):  # -> (stages, steps that ar
                              class_mix=s.class_mix, mic={"large": mic, "small": mic}, mask_block=s.mask_block, bn_source=s.bn_source, augment_source=s.augment_source,
                              photo=s.photo, **feature_distances(task))
     source = task.stream("source", role="source, adapting", sampler=task.rare_class())
-    return [*stages, Stage("pre_adapt", adapt, {"source": source, "target": task.stream("target")}, steps, both)], task.steps - warm - steps
+    return [*stages, Stage("pre_adapt", adapt, {"source": source, "target": task.stream("target")}, task.steps - warm, both)]
 
-def fine_stage(task, steps, networks, every=100, **options):  # networks: callable(method before) -> (student, teachers)
+def fine_tuning(task, steps, networks, every=100, **options):  # networks: callable() -> (student, teachers)
     "Fine-tuning of the small student for `steps`."
-    if steps < 1: raise ValueError(f"no step is left for fine-tuning out of {task.steps}: give more steps, or stage 1 a smaller share")
     s = task.scale
-    tune = lambda before: FineTuning(*networks(before), every=min(every, max(1, steps // 5)), threshold=s.threshold, margins=task.margins, class_mix=s.class_mix,
-                                     bn_source=s.bn_source, augment_source=s.augment_source, photo=s.photo, **options)
-    return Stage("fine_tune", tune, {"source": task.stream("source", role="source, fine-tuning", sampler=task.rare_class()),
-                                     "target": task.stream("target", role="target, fine-tuning")}, steps)
+    tune = lambda _: FineTuning(*networks(), every=min(every, max(1, steps // 5)), threshold=s.threshold, margins=task.margins, class_mix=s.class_mix,
+                                bn_source=s.bn_source, augment_source=s.augment_source, photo=s.photo, **options)
+    return [Stage("fine_tune", tune, {"source": task.stream("source", role="source, fine-tuning", sampler=task.rare_class()),
+                                      "target": task.stream("target", role="target, fine-tuning")}, steps)]
 
-def own_teacher(before): return before.student, [before.nets["teacher"]]
-
-# %% ../../nbs/papers/32_duda.ipynb #ff151911
-@row("duda_stage1", "DUDA's pre-adaptation alone: a small student beside a self-training large one")
-def duda_stage1(task, scale=1, mic=0.0): return pair_stages(task, 1.0, scale, mic)[0]
-
-@row("duda", "DUDA: pre-adaptation, then fine-tuning weighted by inconsistency")
-def duda(task, inconsistency="iou", tau=0.5, balance="class", compare="clean", target_loss="kl", temperature=1.0, share=0.5, scale=1, mic=0.0):
-    stages, left = pair_stages(task, share, scale, mic)
-    return [*stages, fine_stage(task, left, own_teacher, scales=(scale,), inconsistency=inconsistency, tau=tau, balance=balance, compare=compare,
-                                target_loss=target_loss, temperature=temperature)]
-
-@row("duda_kd", "duda without weights: pre-adaptation, then plain distillation")
-def duda_kd(task, share=0.5, scale=1, mic=0.0): return duda(task, "none", share=share, scale=scale, mic=mic)
-
-@row("duda_two_teachers", "duda with a second teacher: a large network that another row adapted")
-def duda_two_teachers(task, of="mic", inconsistency="iou", fusion="mean", share=0.5, scale=1, second_scale=1):
-    stages, left = pair_stages(task, share, scale)
-    both = lambda before: (before.student, [before.nets["teacher"], large_network(task, of)])
-    return [*stages, fine_stage(task, left, both, scales=(scale, second_scale), fusion=fusion, inconsistency=inconsistency)]
-
-@row("duda_fixed", "no pre-adaptation: distillation from a large network that another row has finished, in duda's fine-tuning")
-def duda_fixed(task, of="daformer", inconsistency="none"):
-    return [fine_stage(task, task.steps, lambda _: (task.net(), [large_network(task, of)]), inconsistency=inconsistency)]
+def after_stage_1(task, share, further=lambda: [], scale=1, mic=0.0, **options):
+    "Fine-tuning from stage 1's networks, with `further` teachers, for what a `share` of the steps leaves."
+    first = round(task.steps * share)
+    if not 0 < first < task.steps: raise ValueError(f"share = {share} of {task.steps} steps leaves {first} for stage 1 and {task.steps - first} for fine-tuning: both need at least one")
+    def networks():
+        run = task.finished_run("duda_stage1", steps=first, options=dict(scale=scale, mic=mic))
+        return run.load_student(), [run.load_net("pre_adapt", "teacher", task.teacher_name), *further()]
+    return fine_tuning(task, task.steps - first, networks, **options)
 
 def large_network(task, of):
     "The large architecture as row `of` left it: trained if absent, loaded if there."
     return task.finished(of, student=task.teacher_name, weights=task.teacher_weights)
 
-# %% ../../nbs/papers/32_duda.ipynb #5f937f72
-def stage_state(folder,  # of a run
-                stage,   # "pre_adapt" or "fine_tune"
-                net="",  # "large", "teacher", "student": this network's state dict; "": everything
-               ):        # -> {name: tensor}
-    "The newest checkpoint's tensors of one stage."
-    step, tree = checkpoints.load_latest(Path(folder) / stage / "checkpoints")
-    if tree is None: raise FileNotFoundError(f"{folder} has no checkpoint of a stage {stage!r}; run it first")
-    start = f"nets.{net}." if net else ""
-    return {k.removeprefix(start): v for k, v in tree["method"].items() if k.startswith(start)}
+# %% ../../nbs/papers/32_duda.ipynb #8df3ad93
+@row("duda_stage1", "DUDA's pre-adaptation alone: a small student beside a self-training large one", teacher=True)
+def duda_stage1(task, scale=1, mic=0.0): return pre_adaptation(task, scale, mic)
 
+@row("duda", "DUDA: pre-adaptation, then fine-tuning weighted by inconsistency", teacher=True)
+def duda(task, inconsistency="iou", tau=0.5, balance="class", compare="clean", target_loss="kl", temperature=1.0, share=0.5, scale=1, mic=0.0):
+    return after_stage_1(task, share, scale=scale, mic=mic, scales=(scale,), inconsistency=inconsistency, tau=tau, balance=balance, compare=compare,
+                         target_loss=target_loss, temperature=temperature)
+
+@row("duda_kd", "duda without weights: pre-adaptation, then plain distillation", teacher=True)
+def duda_kd(task, share=0.5, scale=1, mic=0.0): return duda(task, "none", share=share, scale=scale, mic=mic)
+
+@row("duda_two_teachers", "duda with a second teacher: a large network that another row adapted", teacher=True)
+def duda_two_teachers(task, of="daformer", inconsistency="iou", fusion="mean", share=0.5, scale=1, mic=0.0, second_scale=1):
+    return after_stage_1(task, share, lambda: [large_network(task, of)], scale, mic, scales=(scale, second_scale), fusion=fusion, inconsistency=inconsistency)
+
+@row("duda_fixed", "no pre-adaptation: distillation from a large network that another row has finished, in duda's fine-tuning", teacher=True)
+def duda_fixed(task, of="daformer", inconsistency="none"):
+    return fine_tuning(task, task.steps, lambda: (task.net(), [large_network(task, of)]), inconsistency=inconsistency)
+
+# %% ../../nbs/papers/32_duda.ipynb #38d9a020
 def gain_by_third(rank, before, after):  # {class: IoU or None}, three times -> gains of the worst, middle and best third, points
     "Mean gain from `before` to `after`, over thirds of the classes as `rank` orders them: a third run, lest the mean regress."
     classes = sorted((c for c in rank if None not in (rank[c], before[c], after[c])), key=rank.get)
