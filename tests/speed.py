@@ -6,7 +6,7 @@ so that it holds on a machine whose speed drifts. One thread, except for the dem
 """
 import os
 os.environ["OMP_NUM_THREADS"] = "1"
-import copy, json, statistics, subprocess, sys, tempfile, time
+import contextlib, copy, json, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np
 import torch
@@ -103,6 +103,48 @@ def overhead(steps=40, rounds=9):
     ratio = 1 / r[2]
     row(f"fit, one step at laptop scale ({s.student}, batch {s.batch}), against the bare loop", 1e3 * a / steps, 1e3 * b / steps, ratio, "at most 1.10 times", ratio <= 1.10, "ms")
 
+class Clock:
+    "Seconds spent inside the functions it wraps; a call within a call counts once."
+    def __init__(self): self.seconds, self.depth = 0.0, 0
+
+    def wrap(self, f):
+        def timed(*args, **kwargs):
+            self.depth += 1; start = time.perf_counter()
+            try: return f(*args, **kwargs)
+            finally:
+                self.depth -= 1
+                if not self.depth: self.seconds += time.perf_counter() - start
+        return timed
+
+def papers(steps=40):
+    "A whole step of each paper's method, with streams, augmentation, mixing, pseudo-labels, moving averages and checks, against what of it is spent in network passes, losses, backwards and optimisers."
+    from unittest import mock
+    from kdda.papers import diga, duda
+    s = SCALES["laptop"]
+    torch.manual_seed(0)
+    net = lambda name=s.student: segmenter(name).to(memory_format=torch.channels_last).train()
+    source, target = (World(d, n=64, size=s.size).render() for d in ("game", "city"))
+    with torch.no_grad(): width = net()(torch.zeros(2, 3, *s.size), ("fused",))[1]["fused"].shape[1]
+    common = dict(photo=s.photo, bn_source=False)
+    for name, module, method, labelled in (
+        ("DiGA, warm-up with symmetric distillation", diga, diga.WarmUp(net(), ema_decay=s.ema_decay, **common), False),
+        ("DiGA, the same with CrDoMix", diga, diga.WarmUp(net(), diga.TRANSLATORS["stats"], ema_decay=s.ema_decay, **common), False),
+        ("DiGA, self-training on consensus labels", diga, diga.DiGA(net(), torch.randn(19, width), torch.ones(19), translator=diga.TRANSLATORS["stats"], ema_decay=s.ema_decay, **common), True),
+        ("DUDA, pre-adaptation", duda, duda.PreAdaptation(net(), net(s.teacher), ema_decay=s.ema_decay, threshold=s.threshold, augment_source=True, **common), False),
+        ("DUDA, fine-tuning", duda, duda.FineTuning(net(), [net(s.teacher)], threshold=s.threshold, augment_source=True, **common), False)):
+        clock, streams = Clock(), {"source": Stream(source, s.batch), "target": Stream(target, s.batch, role="target", labelled=labelled)}
+        for n in method.nets.values(): n.forward = clock.wrap(n.forward)
+        with contextlib.ExitStack() as patched:
+            for where, what in ((torch.Tensor, "backward"), (torch.optim.AdamW, "step"),
+                                *((module, f) for f in ("cross_entropy", "ohem_cross_entropy", "symmetric_kd", "soft_cross_entropy", "kd_kl", "feature_distance") if hasattr(module, f))):
+                patched.enter_context(mock.patch.object(where, what, clock.wrap(getattr(where, what))))
+            fit(method, streams, 5, progress=False, optim={"large": s.optim})
+            clock.seconds, start = 0.0, time.perf_counter()
+            fit(method, streams, steps, progress=False, optim={"large": s.optim})
+            whole = time.perf_counter() - start
+        ratio = whole / clock.seconds
+        row(f"{name}: one step at laptop scale against its bare forwards, losses and backwards", 1e3 * whole / steps, 1e3 * clock.seconds / steps, ratio, "at most 1.10 times", ratio <= 1.10, "ms")
+
 def imports(rounds=7):
     run = lambda code: subprocess.run([sys.executable, "-c", code], check=True)
     a, b, r = interleaved(lambda: run("import kdda.bench.runs"), lambda: run("import torch, torchvision"), rounds, warmup=1)
@@ -135,7 +177,7 @@ def gains():
         if least: row(f"{scenario}: dacs over source_only, equal steps and augmentation, 3 seeds (adabn {adabn:.1f}, oracle {oracle:.1f})", dacs, source, None, f"at least +{least}, oracle above 50", dacs - source >= least and oracle > 50, "mIoU")
         else: row(f"{scenario}: dacs over the majority-class guess, 3 seeds (source_only {source:.1f}, adabn {adabn:.1f}, oracle {oracle:.1f})", dacs, guess, dacs / guess, "clearly above: 3 times", dacs >= 3 * guess, "mIoU")
 
-PARTS = {f.__name__: f for f in (imports, world, confusion, mit, overhead, gains, demo, real)}
+PARTS = {f.__name__: f for f in (imports, world, confusion, mit, overhead, papers, gains, demo, real)}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -454,12 +454,7 @@ def test_finished_round_gives_back_what_made_the_labels(tmp_path):
 
 def test_disk_scenario_with_resizing_and_crops(tmp_path):
     from PIL import Image
-    from kdda.data.datasets import GTA5_FRAMES
-    to_id = np.array([int(np.flatnonzero(GTA5_FRAMES.encodings[0].table == c)[0]) for c in range(C)], np.uint8)
-    world = World("game", n=4, size=(96, 176))
-    for part in ("images", "labels"): (tmp_path / "gta5" / part).mkdir(parents=True)
-    for i in range(4):
-        Image.fromarray(world.image(i)).save(tmp_path / f"gta5/images/{i:05}.png"); Image.fromarray(to_id[world.label(i)]).save(tmp_path / f"gta5/labels/{i:05}.png")
+    World("game", n=4, size=(96, 176)).export("gta5", tmp_path / "gta5")
     for split, n in (("train", 4), ("val", 2)): World("city", n=n, size=(128, 256), split=split).export("cityscapes", tmp_path / "cityscapes", split=split)
     for f in (tmp_path / "cityscapes" / "gtFine" / "train").rglob("*.png"): f.write_bytes(b"not a label")     # whoever opens the target's labels fails
     run = Run("diga", scenario="gta2cityscapes", scale="smoke", data_root=str(tmp_path), out=tmp_path / "runs", options=dict(translator="fda"))
@@ -484,3 +479,18 @@ def test_killed_and_resumed_is_the_same_to_the_bit(at, tmp_path, monkeypatch):
     for r in (1, 2):
         for f in sorted((whole.folder / f"round_{r}").rglob("*")):
             if f.is_file() and f.suffix != "" : assert f.read_bytes() == (cut.folder / f.relative_to(whole.folder)).read_bytes(), f
+
+def test_recipes_name_scenarios_and_options_that_exist():
+    from kdda.bench.scenarios import SCENARIOS
+    from kdda.learn.rows import ROWS
+    for scenario, r in diga.RECIPES.items(): assert scenario in SCENARIOS and set(r["options"]) <= set(ROWS["diga"].options)
+    share = diga.RECIPES["synthia2cityscapes"]["options"]["warm_share"]
+    assert round(share * diga.RECIPES["synthia2cityscapes"]["steps"]) == 60_000
+
+def test_statistics_of_the_target_arrive():
+    "Each translated image has mean and deviation of its partner along the three colour axes."
+    g = torch.Generator().manual_seed(0)
+    x, t = torch.rand(2, 3, 16, 16) * 0.4 + 0.3, torch.rand(1, 3, 16, 16) * 0.2 + 0.4
+    out = diga.to_rgb(diga.translate_stats(diga.from_rgb(x), diga.from_rgb(t), g))
+    along = lambda v: torch.einsum("kc,bchw->bkhw", diga._AXES, v)
+    for stat in (lambda v: along(v).mean((2, 3)), lambda v: along(v).std((2, 3))): assert torch.allclose(stat(out), stat(t).expand(2, 3), atol=1e-4)

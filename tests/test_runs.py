@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from kdda.bench.runs import Run, evaluate, execute, execute_all, ledger, table
+from kdda.bench.runs import Run, all_rows, evaluate, execute, execute_all, label, ledger, on_unseen, show_table, table
 from kdda.data.world import World
 
 ROOT = Path(__file__).parent.parent
@@ -49,15 +49,7 @@ def test_a_scenario_without_its_data_is_refused_with_the_command(tmp_path):
 
 def test_gta2cityscapes_runs_on_trees_the_world_writes(tmp_path):
     "The real loaders, resizing, crops and native-size scoring, end to end without a licensed pixel."
-    from kdda.data.datasets import GTA5_FRAMES
-    World("game", n=6, size=(96, 176)).render()
-    table_ = GTA5_FRAMES.encodings[0].table
-    to_id = np.array([int(np.flatnonzero(table_ == c)[0]) for c in range(19)], np.uint8)
-    for part in ("images", "labels"): (tmp_path / "gta5" / part).mkdir(parents=True)
-    game = World("game", n=6, size=(96, 176))
-    for i in range(6):
-        Image.fromarray(game.image(i)).save(tmp_path / f"gta5/images/{i:05}.png")
-        Image.fromarray(to_id[game.label(i)]).save(tmp_path / f"gta5/labels/{i:05}.png")
+    World("game", n=6, size=(96, 176)).export("gta5", tmp_path / "gta5")
     for split, n in (("train", 4), ("val", 3)): World("city", n=n, size=(128, 256), split=split).export("cityscapes", tmp_path / "cityscapes", split=split)
     run = Run("dacs", scenario="gta2cityscapes", scale="smoke", data_root=str(tmp_path), out=tmp_path / "runs")
     m = execute(run, progress=False)
@@ -115,6 +107,28 @@ def test_table_pairs_by_seed():
     with pytest.raises(ValueError, match="two runs of dacs with seed 0"): table([fake("dacs", 0, 0.1), fake("dacs", 0, 0.2)])
     assert np.isnan(table([fake("dacs", 0, None)])[0]["miou"])   # an all-void test set has no score
     with pytest.raises(ValueError, match="never mixes"): table([fake("dacs", 0, 0.1), fake("source_only", 0, 0.1, params={"steps": 6})])
+
+def test_table_compares_a_row_with_its_fair_baseline():
+    rows = {r["method"]: r for r in table([fake("duda_kd", 0, 0.50), fake("duda_kd", 1, 0.52), fake("duda", 0, 0.53), fake("duda", 1, 0.53)])}
+    assert rows["duda"]["against"] == "duda_kd" and rows["duda"]["fair"] == pytest.approx(2) and rows["duda"]["fair_std"] == pytest.approx(np.std([3, 1], ddof=1))
+    assert np.isnan(rows["duda_kd"]["fair"]) and rows["duda_kd"]["against"] == "daformer"   # not in this table
+    assert "+2.0 (std 1.4) over duda_kd" in show_table([fake("duda_kd", 0, 0.50), fake("duda_kd", 1, 0.52), fake("duda", 0, 0.53), fake("duda", 1, 0.53)])
+
+def test_label_says_what_sets_a_run_apart():
+    of = lambda method, **kw: label((r := Run(method, scale="smoke", **kw)).identity | {"params": r.identity})
+    assert of("dacs") == "dacs" and of("adabn") == "adabn (source_only)"
+    assert of("duda", options={"inconsistency": "jsd", "tau": 0.25}) == "duda (jsd, tau=0.25)"
+    assert of("dacs", student="resnet10_slim+segformer:16") == "dacs (resnet10_slim+segformer:16)"
+
+def test_every_row_names_a_fair_baseline_that_exists():
+    for r in all_rows().values(): assert r.against.split()[0] in all_rows(), r.name
+
+def test_unseen_domains_are_scored_and_no_stream_sees_them(tmp_path):
+    run = Run("source_only", out=tmp_path, **SMALL)
+    m = execute(run, progress=False)
+    assert list(m["unseen"]) == list(run.scenario.unseen) and all(0 <= v <= 1 for v in m["unseen"].values())
+    assert set(run._data) == {"source", "val", "test"}
+    assert on_unseen(m)["scores"]["miou"] == pytest.approx(np.mean(list(m["unseen"].values())))
 
 def test_committed_results_are_sound():
     files = list((ROOT / "results").glob("*/*/*/seed*.json"))

@@ -7,7 +7,7 @@ __all__ = ['all_rows', 'check_parameters', 'Run', 'evaluate', 'generalisation', 
            'execute_all', 'on_unseen', 'table', 'variant', 'label', 'show_table', 'ledger', 'export_results',
            'load_results', 'show_predictions', 'show_class_iou', 'show_curves']
 
-# %% ../../nbs/bench/41_runs.ipynb #2c627f89
+# %% ../../nbs/bench/41_runs.ipynb #67cdfd99
 import difflib, hashlib, importlib, json, math, os, platform, pkgutil, subprocess, sys, time, warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +28,7 @@ from ..learn.rows import ROWS
 from ..nets.heads import resize
 from ..nets.segmenter import segmenter
 
-# %% ../../nbs/bench/41_runs.ipynb #6fa10bd7
+# %% ../../nbs/bench/41_runs.ipynb #9ada5546
 def _choice(what, value, names):
     if value in names: return value
     near = difflib.get_close_matches(str(value), names, n=1)
@@ -40,7 +40,7 @@ def all_rows():  # -> {name: Row}
     for m in pkgutil.iter_modules(kdda.papers.__path__): importlib.import_module(f"kdda.papers.{m.name}")
     return ROWS
 
-# %% ../../nbs/bench/41_runs.ipynb #5e6fb1e3
+# %% ../../nbs/bench/41_runs.ipynb #2b0f19de
 _IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open"}
 
 def _fits(value, kind):
@@ -62,7 +62,7 @@ def check_parameters(namespace,  # globals() of the notebook
             raise TypeError(f"parameter {n} = {namespace[n]!r} is {type(namespace[n]).__name__}, not {getattr(kind, '__name__', kind)}")
     return {n: namespace[n] for n in declared}
 
-# %% ../../nbs/bench/41_runs.ipynb #ebed0b13
+# %% ../../nbs/bench/41_runs.ipynb #322c08cf
 class Run:
     "One cell of scenario x method x scale x seed: what a row calls its task."
     def __init__(self, method="dacs", scenario="game2city", scale="laptop", seed=0,
@@ -198,7 +198,7 @@ def _whole(name, value, least):
     if isinstance(value, bool) or not isinstance(value, int) or value < least: raise ValueError(f"{name} = {value!r}; it must be a whole number, at least {least}")
     return value
 
-# %% ../../nbs/bench/41_runs.ipynb #5b510e9e
+# %% ../../nbs/bench/41_runs.ipynb #df89ccd8
 @torch.no_grad()
 def evaluate(net,             # Segmenter
              dataset,         # labelled
@@ -235,7 +235,7 @@ def majority_guess(confusion, space):
     share = (truth.max() / truth.sum().clamp(min=1)).item()
     return {"class": space.classes[int(truth.argmax())], "pixel_accuracy": share, "miou": share / max(1, int((truth > 0).sum()))}
 
-# %% ../../nbs/bench/41_runs.ipynb #07707bc6
+# %% ../../nbs/bench/41_runs.ipynb #2349cf4c
 def versions():
     "Versions of what decides bits."
     import torchvision
@@ -302,7 +302,7 @@ def _train_and_score(run, progress, plot, say):
     _write(run.folder / "metrics.json", json.dumps(metrics, indent=1))
     return metrics
 
-# %% ../../nbs/bench/41_runs.ipynb #357baf12
+# %% ../../nbs/bench/41_runs.ipynb #6ad431ba
 def _progress_of(run):
     "Finished share of a run, from what its stages have written."
     if run.metrics: return 1.0
@@ -350,7 +350,7 @@ def _last_line(file):
     lines = Path(file).read_text().strip().splitlines()
     return lines[-1] if lines else "(empty)"
 
-# %% ../../nbs/bench/41_runs.ipynb #fed51954
+# %% ../../nbs/bench/41_runs.ipynb #3a64b2d6
 def _mean_std(v): return float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else float("nan")
 
 def on_unseen(metrics):  # metrics of a run -> the same, its score replaced by the mean mIoU over domains never seen
@@ -359,21 +359,22 @@ def on_unseen(metrics):  # metrics of a run -> the same, its score replaced by t
 
 def table(metrics,                 # list of metrics dicts, any number of seeds
           baseline="source_only",  # row that differences are taken to
-         ):                        # -> list of dicts: method, seeds, miou, std, gain, gain_std (points of mIoU, 0..100)
-    "Mean, deviation and paired gain of each method. Refuses to mix scenarios, scales or budgets."
+         ):                        # -> list of dicts: method, seeds, miou, std, gain, gain_std, against, fair, fair_std (points of mIoU, 0..100)
+    "Mean, deviation and paired gains of each method: to `baseline`, and to the row's own fair baseline. Refuses to mix scenarios, scales or budgets."
     metrics = [m for m in metrics if m]
     kinds = sorted({(m["scenario"], m["scale"], m["params"]["steps"]) for m in metrics})
     if len(kinds) > 1: raise ValueError(f"a table never mixes scenarios, scales or budgets: {kinds}")
-    by = {}
+    by, against = {}, {}
     for m in metrics:
         scores, miou = by.setdefault(label(m), {}), m["scores"]["miou"]
+        against[label(m)] = all_rows()[m["method"]].against if m["method"] in all_rows() else None
         if m["seed"] in scores: raise ValueError(f"two runs of {label(m)} with seed {m['seed']}: they differ in weights or teacher, and do not belong into one row")
         scores[m["seed"]] = float("nan") if miou is None else 100 * miou
     out = []
     for name, scores in by.items():
-        paired = [v - by[baseline][s] for s, v in scores.items() if s in by.get(baseline, {})]
-        (mean, std), (gain, gain_std) = _mean_std(list(scores.values())), _mean_std(paired) if paired else (float("nan"),) * 2
-        out.append({"method": name, "seeds": len(scores), "miou": mean, "std": std, "gain": gain, "gain_std": gain_std})
+        def paired(other): return _mean_std(d) if (d := [v - by[other][s] for s, v in scores.items() if s in by.get(other, {})]) else (float("nan"),) * 2
+        (mean, std), (gain, gain_std), (fair, fair_std) = _mean_std(list(scores.values())), paired(baseline), paired(against[name])
+        out.append({"method": name, "seeds": len(scores), "miou": mean, "std": std, "gain": gain, "gain_std": gain_std, "against": against[name], "fair": fair, "fair_std": fair_std})
     return out
 
 def variant(metrics):  # -> list of strings
@@ -392,15 +393,20 @@ def label(metrics):
 def show_table(metrics, baseline="source_only"):
     "`table` as text."
     num = lambda v, sign="": "" if math.isnan(v) else f"{v:{sign}.1f}"
-    lines = [f"{'method':24}{'seeds':>6}{'mIoU':>8}{'std':>7}{'gain':>8}{'std':>7}"]
-    lines += [f"{r['method']:24}{r['seeds']:6}{num(r['miou']):>8}{num(r['std']):>7}{num(r['gain'], '+'):>8}{num(r['gain_std']):>7}" for r in table(metrics, baseline)]
+    rows = table(metrics, baseline)
+    wide = max(24, *(len(r["method"]) + 2 for r in rows))
+    lines = [f"{'method':{wide}}{'seeds':>6}{'mIoU':>8}{'std':>7}{'gain':>8}{'std':>7}"]
+    for r in rows:
+        own = r["against"] not in (None, baseline, r["method"]) and not math.isnan(r["fair"])
+        fair = f"   {num(r['fair'], '+')} (std {num(r['fair_std']) or '-'}) over {r['against']}" if own else ""
+        lines.append(f"{r['method']:{wide}}{r['seeds']:6}{num(r['miou']):>8}{num(r['std']):>7}{num(r['gain'], '+'):>8}{num(r['gain_std']):>7}{fair}")
     m = next(m for m in metrics if m)
     guess = m["scores"].get("majority_guess")
-    if guess: lines.append(f"{'everything ' + guess['class']:24}{'':6}{num(100 * guess['miou']):>8}")
+    if guess: lines.append(f"{'everything ' + guess['class']:{wide}}{'':6}{num(100 * guess['miou']):>8}")
     return "\n".join(lines + [f"mIoU in points on {m['scored_on']['images']} test images of {m['scored_on']['data']}, last checkpoint of the student; scenario {m['scenario']}, scale {m['scale']}, "
-                              f"{m['params']['steps']} steps; gain: paired by seed, to {baseline}"])
+                              f"{m['params']['steps']} steps; gain: paired by seed, to {baseline}; over: likewise, to the row's fair baseline"])
 
-# %% ../../nbs/bench/41_runs.ipynb #a003255e
+# %% ../../nbs/bench/41_runs.ipynb #d8a62f4d
 def ledger(out="runs"):  # -> list of dicts: folder, state, scale, scenario, method, seed, miou
     "All runs below `out`."
     found = []
@@ -430,7 +436,7 @@ def load_results(scenario, scale="laptop", results="results"):  # -> list of met
     "The committed metrics of a scenario."
     return [json.loads(f.read_text()) for f in sorted(Path(results).glob(f"{scale}/{scenario}/*/seed*.json"))]
 
-# %% ../../nbs/bench/41_runs.ipynb #56d31e2d
+# %% ../../nbs/bench/41_runs.ipynb #60457647
 def show_predictions(dataset, predictions,  # {"before": [ids, ...], "after": [ids, ...]} for images 0, 1, 2 ...
                      indices=(0, 1, 2, 3)):
     "Rows of image, truth and predictions. Void is black in the truth."

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'Row', 'row', 'source_plain', 'source_only', 'oracle', 'adabn', 'self_training', 'dacs', 'daformer', 'mic',
-           'kd']
+           'kd', 'align', 'adversarial', 'advent']
 
-# %% ../../nbs/learn/25_rows.ipynb #d91e82c6
+# %% ../../nbs/learn/25_rows.ipynb #56f6e255
 from dataclasses import dataclass
 import inspect
 from typing import Callable
-from .fit import Stage
+import torch
+from .adversarial import Adversarial
+from .fit import Optim, Stage, fold_seed
 from .selftrain import AdaBN, PlainKD, SelfTraining, Supervised
 
-# %% ../../nbs/learn/25_rows.ipynb #7bde053f
+# %% ../../nbs/learn/25_rows.ipynb #d4979420
 @dataclass(frozen=True)
 class Row:
     "A named recipe."
@@ -21,6 +23,7 @@ class Row:
     about: str        # one line for tables and help
     stages: Callable  # task, **options -> list of Stage
     teacher: bool = False  # whether it trains or uses the large network
+    against: str = "source_only"  # the fair baseline: the row, as tables call it, that differs in this row's idea alone
 
     @property
     def options(self):
@@ -30,15 +33,16 @@ class Row:
 ROWS = {}
 
 def row(name, about,
-        teacher=False):  # whether the row uses `task.teacher_name`: only then does a run's identity depend on it
+        teacher=False,            # whether the row uses `task.teacher_name`: only then does a run's identity depend on it
+        against="source_only"):  # the fair baseline, for tables
     "Decorator: register a function `(task, option=default, ...) -> list of Stage` under `name`."
     def register(stages):
         if name in ROWS and ROWS[name].stages.__qualname__ != stages.__qualname__: raise ValueError(f"there is a row {name!r} already: {ROWS[name].about}")
-        ROWS[name] = Row(name, about, stages, teacher)
+        ROWS[name] = Row(name, about, stages, teacher, against)
         return stages
     return register
 
-# %% ../../nbs/learn/25_rows.ipynb #3a977503
+# %% ../../nbs/learn/25_rows.ipynb #6b673812
 @row("source_plain", "cross-entropy on source, no augmentation")
 def source_plain(task):
     return [Stage("train", lambda _: Supervised(task.net(), augment=False), {"source": task.stream("source")}, task.steps)]
@@ -55,7 +59,7 @@ def oracle(task):
 def adabn(task, of="source_only"):
     return [Stage("statistics", lambda _: AdaBN(task.finished(of)), {"target": task.stream("target")}, task.scale.adabn_steps)]
 
-# %% ../../nbs/learn/25_rows.ipynb #714cd29f
+# %% ../../nbs/learn/25_rows.ipynb #94d59bb4
 def self_training(task,     # a task
                   sampler=None,  # of the source stream; None: uniform
                   **switches):   # of `SelfTraining`
@@ -83,3 +87,32 @@ def kd(task, of="daformer"):
     teacher = lambda: task.finished(of, student=task.teacher_name, weights=task.teacher_weights)
     return [Stage("distil", lambda _: PlainKD(task.net(), teacher(), photo=task.scale.photo),
                   {"source": task.stream("source"), "target": task.stream("target")}, task.steps)]
+
+# %% ../../nbs/learn/25_rows.ipynb #fe8b007d
+def align(task,              # a task
+          prepare=lambda: Adversarial,  # callable() -> callable(student, **options of `Adversarial`) -> Method; may train other runs
+          name="adapt",      # of the stage
+          steps=None,        # None: the whole budget
+          start=None,        # callable() -> what to carry on from: `student`, `nets["aux"]`, `judges`; None: the stage before, or a fresh network
+          strength=1.0,      # factor on the scale's adversarial weights
+          **options):        # of `Adversarial`
+    "One stage against judges, with networks and optimisers that go with the scale. -> Stage"
+    s, paper = task.scale, task.scale.name == "paper"
+    weights = (1e-3, 2e-4) if paper else (0.02, 0.004)
+    shared = dict(weights=tuple(strength * w for w in weights), photo=s.photo if s.augment_source else None, bn_source=s.bn_source, **({} if paper else dict(width=16, layers=4)))
+    def begin(before):
+        make, before = prepare(), start() if start else before
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(fold_seed(task.seed, "net", f"beside the student, {name}"))
+            return make(before.student if before else task.net(), **shared, **(dict(aux=before.nets["aux"], judges=before.judges) if before else {}), **options)
+    optim = {"main": Optim("sgd", lr=2.5e-4, weight_decay=5e-4, power=0.9) if paper and task.student_name.startswith(("drn", "resnet")) else s.optim,
+             "judge": Optim(lr=1e-4 if paper else 1e-3, betas=(0.9, 0.99), weight_decay=0.0, power=0.9)}
+    whole = dict(crop=None, size=s.target_box, flip=False, max_class_share=None) if paper and s.target_box else {}
+    draws = lambda role: dict(role=role if name == "adapt" else f"{role}, {name}", **whole)
+    return Stage(name, begin, {r: task.stream(r, **draws(r)) for r in ("source", "target")}, steps or task.steps, {"optim": optim})
+
+@row("adversarial", "two-level output-space alignment: judges that are not to tell target maps from source maps (AdaptSegNet)")
+def adversarial(task, gan="bce", strength=1.0): return [align(task, gan=gan, strength=strength)]
+
+@row("advent", "adversarial, on entropy maps (ADVENT)")
+def advent(task, gan="bce", strength=1.0): return [align(task, shows="entropy", gan=gan, strength=strength)]

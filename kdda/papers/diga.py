@@ -13,7 +13,7 @@ __all__ = ['TRANSLATORS', 'BINS', 'RECIPES', 'soften', 'disturb', 'to_rgb', 'fro
            'diga_skd_crdomix', 'diga_prob', 'diga_feat', 'diga_threshold', 'diga_consensus', 'diga_consensus_skd',
            'diga', 'finished_round']
 
-# %% ../../nbs/papers/31_diga.ipynb #a69f0ced
+# %% ../../nbs/papers/31_diga.ipynb #f1b98bb3
 import contextlib, copy, hashlib, json, math
 from pathlib import Path
 import numpy as np
@@ -34,12 +34,13 @@ from ..learn.selftrain import ema_update, frozen_statistics, teacher_mode
 from ..nets.heads import HEADS, Head, resize
 from ..nets.segmenter import read_weights, segmenter
 
-# %% ../../nbs/papers/31_diga.ipynb #a6ca6728
+# %% ../../nbs/papers/31_diga.ipynb #643f9e73
 def _rand(generator, x, *shape): return torch.rand(shape, generator=generator, device=generator.device).to(x.device)
 
 def _sometimes(x, p, generator, f):
     "`f(x)` for the images that a draw picks, each by itself."
-    return torch.where((_rand(generator, x, len(x)) < p).view(-1, 1, 1, 1), f(x), x)
+    picked = (_rand(generator, x, len(x)) < p).nonzero()[:, 0]
+    return x.index_copy(0, picked, f(x[picked])) if len(picked) else x
 
 def _shift_colors(x, generator, strength):
     "Brightness, contrast, saturation, hue in one random order a batch, factors of each image's own."
@@ -68,7 +69,7 @@ def disturb(x,             # float [B,3,H,W], RGB on 0..1
     x = _sometimes(x, p_blur, generator, lambda x: gaussian_blur(x, 2.0, radius=1))
     return _sometimes(x, p_sharpness, generator, lambda x: soften(x, 0.5 * _rand(generator, x, len(x))))
 
-# %% ../../nbs/papers/31_diga.ipynb #b70ddb72
+# %% ../../nbs/papers/31_diga.ipynb #e98f0ee6
 def _channels(values, x): return torch.tensor(values, device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
 def to_rgb(x): return x * _channels(STD, x) + _channels(MEAN, x)         # normalised -> RGB on 0..1
 def from_rgb(x): return (x - _channels(MEAN, x)) / _channels(STD, x)     # and back
@@ -89,7 +90,7 @@ def domain_random(x,             # float [B,3,H,W], normalised
     z = torch.lerp(z, (disturb(z, generator, **options) - 0.5) / 0.5, beta)
     return from_rgb((128 * z + _channels(_MEAN_BGR, x)).flip(1) / 255)
 
-# %% ../../nbs/papers/31_diga.ipynb #e49a0d2d
+# %% ../../nbs/papers/31_diga.ipynb #88c805e4
 def symmetric_kd(student,      # logits of (clean view, second view), each [B,C,H,W]
                  teacher,      # likewise; constants
                  reverse=0.5,  # s, weight of the second-to-clean direction
@@ -99,7 +100,7 @@ def symmetric_kd(student,      # logits of (clean view, second view), each [B,C,
     loss = soft_cross_entropy(student[1], teacher[0].float().softmax(1), valid)
     return loss + reverse * soft_cross_entropy(student[0], teacher[1].float().softmax(1), valid) if reverse else loss
 
-# %% ../../nbs/papers/31_diga.ipynb #0169623c
+# %% ../../nbs/papers/31_diga.ipynb #d537814e
 def half_of_the_values(label,      # uint8 [B,H,W]
                        generator,  # torch.Generator
                       ):           # -> bool [B,H,W]
@@ -116,7 +117,7 @@ def crdomix(augmented, translated,  # two renderings of the same images, [B,3,H,
     "Cross-domain mixture: the drawn classes from `augmented`, the others from `translated`."
     return mix(half_of_the_values(label, generator), augmented, translated)
 
-# %% ../../nbs/papers/31_diga.ipynb #fa7d3a50
+# %% ../../nbs/papers/31_diga.ipynb #0d682e82
 _AXES = torch.tensor([[1., 1, 1], [1, -1, 0], [1, 1, -2]]); _AXES /= _AXES.norm(dim=1, keepdim=True)   # brightness, red-green, yellow-blue
 
 def _partners(target, n, generator): return target[torch.randint(len(target), (n,), generator=generator, device=generator.device).to(target.device)]
@@ -124,12 +125,14 @@ def _partners(target, n, generator): return target[torch.randint(len(target), (n
 @torch.no_grad()
 def translate_stats(image, target, generator):
     "Each image with the colour statistics of a random target image. All float [B,3,H,W], normalised."
-    axes = _AXES.to(image)
-    a, b = (torch.einsum("kc,bchw->bkhw", axes, to_rgb(x)) for x in (image, _partners(target, len(image), generator)))
-    stats = lambda x: (x.mean((2, 3), keepdim=True), x.std((2, 3), keepdim=True))
-    (m, s), (m2, s2) = stats(a), stats(b)
-    out = torch.einsum("kc,bkhw->bchw", axes, (a - m) / s.clamp(min=1e-4) * s2 + m2)
-    return from_rgb(out.clamp(0, 1))
+    axes, x = _AXES.to(image), to_rgb(image).flatten(2)                               # [3,3], [B,3,HW]
+    def stats(x):  # mean colour [B,3,1], and standard deviation along each axis [B,3]
+        mean = x.mean(2, keepdim=True)
+        covariance = (x - mean) @ (x - mean).mT / (x.shape[2] - 1)
+        return mean, torch.einsum("kc,bcd,kd->bk", axes, covariance, axes).clamp(min=0).sqrt()
+    (m, s), (m2, s2) = stats(x), stats(to_rgb(_partners(target, len(image), generator)).flatten(2))
+    out = torch.einsum("kc,bk,kd->bcd", axes, s2 / s.clamp(min=1e-4), axes) @ (x - m) + m2   # one 3x3 matrix an image
+    return from_rgb(out.clamp(0, 1).view(image.shape)).contiguous(memory_format=torch.channels_last)
 
 @torch.no_grad()
 def translate_fda(image, target, generator,
@@ -143,7 +146,7 @@ def translate_fda(image, target, generator,
 
 TRANSLATORS = {"stats": translate_stats, "fda": translate_fda}
 
-# %% ../../nbs/papers/31_diga.ipynb #bdc4f09a
+# %% ../../nbs/papers/31_diga.ipynb #3a4cf5e4
 def _teacher(net, mode):
     'Set the teacher\'s mode. "batch": statistics of its batch, no dropout; "running": the student\'s statistics; "official": training mode, dropout and all.'
     return net.train() if mode == "official" else teacher_mode(net, mode)
@@ -186,7 +189,7 @@ class WarmUp(Method):
     def after_step(self, t):
         ema_update(self.nets["teacher"], self.student, t + 1, self.ema_decay, buffers="copy" if self.teacher == "running" else "keep")
 
-# %% ../../nbs/papers/31_diga.ipynb #614bf7c4
+# %% ../../nbs/papers/31_diga.ipynb #b96155c1
 def _translator(self):
     "The frozen network's or the function's translation, or None."
     if "translator" in self.nets: return lambda image, target, generator: self.nets["translator"](image)
@@ -217,7 +220,7 @@ def _source_step(self, batch, backward):
 
 WarmUp.translator, WarmUp.views, WarmUp.source_step = property(_translator), _views, _source_step
 
-# %% ../../nbs/papers/31_diga.ipynb #5ee06044
+# %% ../../nbs/papers/31_diga.ipynb #97c7b6dd
 @torch.no_grad()
 def multi_scale_logits(net, image,          # [B,3,H,W]
                        scales=(1.0, 0.5)):  # of the input -> [B,C,H,W]
@@ -249,7 +252,7 @@ def class_thresholds(histogram,  # [C,BINS] pixels by predicted class and confid
     reach = (above >= share * above[:, :1]).sum(1) - 1
     return (reach.clamp(min=0).double() / BINS).clamp(max=cap)
 
-# %% ../../nbs/papers/31_diga.ipynb #b7c912be
+# %% ../../nbs/papers/31_diga.ipynb #e99bf814
 def _write(path, data):
     tmp = path.with_name(f".{path.name}.tmp")
     tmp.write_bytes(data); tmp.replace(path)
@@ -302,7 +305,7 @@ def write_pseudo_labels(net,               # Segmenter
     if dist.is_initialized(): dist.barrier()
     return folder
 
-# %% ../../nbs/papers/31_diga.ipynb #1c32ee2a
+# %% ../../nbs/papers/31_diga.ipynb #ac3cdff8
 class PseudoLabelled(Unlabelled):
     "Frames with the labels that `write_pseudo_labels` left in `folder`; their own labels are out of reach."
     def __init__(self, frames, folder):
@@ -321,7 +324,7 @@ def labelled_by(stream,   # unlabelled Stream of the target
     return Stream(PseudoLabelled(frames, folder), stream.batch_size, crop=stream.crop, seed=stream.seed, role=stream.role, flip=stream.flip,
                   workers=stream.workers, rank=stream.rank, world=stream.world)
 
-# %% ../../nbs/papers/31_diga.ipynb #f7eb4c3c
+# %% ../../nbs/papers/31_diga.ipynb #c22f09e6
 def class_means(feature,      # [B,D,h,w]
                 label,        # uint8 or int [B,h,w] on the same grid, 255 = void
                 n_classes, least=5):  # pixels a class needs in an image to count -> means [B,C,D], counted bool [B,C]
@@ -345,7 +348,7 @@ def initial_centroids(net, frames, batch=8, cap=3000):  # Segmenter; dataset of 
             count = torch.where(there, (count + 1).clamp(max=cap), count)
     return centroids, count
 
-# %% ../../nbs/papers/31_diga.ipynb #af396d37
+# %% ../../nbs/papers/31_diga.ipynb #0adcee24
 @torch.no_grad()
 def feature_labels(feature,    # [B,D,h,w]
                    centroids,  # [C,D]
@@ -369,7 +372,7 @@ def move_centroids(centroids, seen,   # [C,D], bool [C]; changed in place
     for v, there in zip(means, counted):
         centroids.copy_(torch.where((there & seen)[:, None], torch.lerp(centroids, v.to(centroids.dtype), momentum), centroids))
 
-# %% ../../nbs/papers/31_diga.ipynb #e0b0a066
+# %% ../../nbs/papers/31_diga.ipynb #b8f853de
 class DiGA(WarmUp):
     "Self-training on bilateral-consensus labels (DiGA, second stage); starts from a warmed-up student and centroids."
     def __init__(self, student,
@@ -401,7 +404,7 @@ class DiGA(WarmUp):
         backward(loss, "ce_mixed")
         return terms | {"ce_mixed": loss, "labelled": (label != IGNORE).float().mean()} | ({} if self.labels == "prob" else {"drift": self.drift})
 
-# %% ../../nbs/papers/31_diga.ipynb #82fbe0bf
+# %% ../../nbs/papers/31_diga.ipynb #eb63f8cc
 @torch.no_grad()
 def _target_labels(self, batch, second, source_taps):
     "Labels of the target batch; then the centroids move, target first."
@@ -417,7 +420,7 @@ def _target_labels(self, batch, second, source_taps):
 
 DiGA.target_labels = _target_labels
 
-# %% ../../nbs/papers/31_diga.ipynb #066ce722
+# %% ../../nbs/papers/31_diga.ipynb #3feea089
 class LabelQuality:
     "Streaming counts of given labels against the truth."
     def __init__(self, counts):  # int64 [C,C+1]: truth, given label; the last column is none
@@ -445,7 +448,7 @@ def threshold_counts(joint,       # int64 [C,C,BINS]: truth, prediction, confide
     kept = (joint * passes).sum(2)
     return torch.cat([kept, (joint.sum((1, 2)) - kept.sum(1))[:, None]], 1)
 
-# %% ../../nbs/papers/31_diga.ipynb #e2754dbb
+# %% ../../nbs/papers/31_diga.ipynb #bf43901f
 @torch.no_grad()
 def label_quality(net,                # the network whose labels are stored: y_prob
                   dataset,            # target frames *with* truth: for looking, never for training
@@ -494,7 +497,7 @@ def show_label_quality(rules, space):  # {rule: LabelQuality}, LabelSpace -> fig
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/papers/31_diga.ipynb #c4368fe1
+# %% ../../nbs/papers/31_diga.ipynb #cee79d4c
 def _conv(i, o, k, stride=1): return [nn.Conv2d(i, o, k, stride, (k - 1) // 2, padding_mode="reflect"), nn.InstanceNorm2d(o), nn.ReLU(inplace=True)]
 
 class _Residual(nn.Module):
@@ -531,7 +534,7 @@ def lsgan(scores, real):  # list of maps; 1.0 or 0.0 -> scalar
     "Least-squares GAN loss, mean over scales."
     return sum((s.float() - real).square().mean() for s in scores) / len(scores)
 
-# %% ../../nbs/papers/31_diga.ipynb #8adeac57
+# %% ../../nbs/papers/31_diga.ipynb #26895b6c
 def boundary_mask(label):  # uint8 [B,H,W] -> float [B,1,H,W]
     "1 where the 5x5 Laplacian of the label map is not zero: class boundaries (notes, section 2.3)."
     y = F.pad(label[:, None].float(), (2, 2, 2, 2), mode="replicate")
@@ -564,7 +567,7 @@ def perceptual(features, a, b):  # Features; images, the second a constant -> sc
     with torch.no_grad(): there = features(b)
     return sum(w * F.l1_loss(x, y) for w, x, y in zip((1/32, 1/16, 1/8, 1/4, 1), features(a), there))
 
-# %% ../../nbs/papers/31_diga.ipynb #5e01af65
+# %% ../../nbs/papers/31_diga.ipynb #0574c458
 class Translator(nn.Module):
     "A trained source encoder and target decoder: normalised images to normalised images."
     def __init__(self, encode, decode):
@@ -611,7 +614,7 @@ class TranslatorGAN(Method):
         backward(judge, "judge")
         return terms | {"judge": judge}
 
-# %% ../../nbs/papers/31_diga.ipynb #dc181f32
+# %% ../../nbs/papers/31_diga.ipynb #11595f5a
 class GroupNormASPPHead(Head):
     "ASPP with group norm and squeeze-and-excitation, on the last map (ProDA's head, which DiGA uses; notes, section 2.1)."
     def __init__(self, channels, n_classes, width=256, dilations=(6, 12, 18, 24), dropout=0.1):
@@ -631,11 +634,13 @@ class GroupNormASPPHead(Head):
 
 HEADS["gnaspp"] = GroupNormASPPHead
 
-# %% ../../nbs/papers/31_diga.ipynb #03725bad
+# %% ../../nbs/papers/31_diga.ipynb #4b0507ad
 def _common(task, **options):
     "What the scale says, as arguments of `WarmUp`."
     s = task.scale
-    return dict(photo=s.photo if s.augment_source else None, ema_decay=s.ema_decay) | options
+    return dict(ema_decay=s.ema_decay) | options
+
+def _beta(task, beta, official): return beta or (official if task.scale.name == "paper" else 1.0)
 
 def _sgd(task):
     "The released recipe for ResNets at paper scale; elsewhere the scale's own optimiser."
@@ -647,22 +652,22 @@ def _warm_up(task, sees_target=False, **options):
     return Stage("warm_up", lambda _: WarmUp(task.net(), **_common(task, **options)), streams, task.steps, _sgd(task))
 
 @row("diga_photo_ce", "DiGA's control: cross-entropy on the clean and on the domain-random view")
-def diga_photo_ce(task, beta=0.4, mode="clean"):
-    return [_warm_up(task, skd=0.0, second_ce=1.0, beta=beta, view=dict(mode=mode))]
+def diga_photo_ce(task, beta=0.0, mode="clean"):
+    return [_warm_up(task, skd=0.0, second_ce=1.0, beta=_beta(task, beta, 0.4), view=dict(mode=mode))]
 
-@row("diga_one_way", "DiGA's warm-up with one direction only: clean teaches disturbed")
-def diga_one_way(task, skd=0.5, beta=0.4, mode="clean"):
-    return [_warm_up(task, skd=skd, reverse=0.0, beta=beta, view=dict(mode=mode))]
+@row("diga_one_way", "DiGA's warm-up with one direction only: clean teaches disturbed", against="diga_photo_ce")
+def diga_one_way(task, skd=0.5, beta=0.0, mode="clean"):
+    return [_warm_up(task, skd=skd, reverse=0.0, beta=_beta(task, beta, 0.4), view=dict(mode=mode))]
 
-@row("diga_skd", "DiGA's warm-up: symmetric distillation between two views of the source")
-def diga_skd(task, skd=0.5, reverse=0.5, beta=0.4, mode="clean", ohem=False, bn_target=False):
-    return [_warm_up(task, bn_target, skd=skd, reverse=reverse, beta=beta, view=dict(mode=mode), ohem=ohem, bn_target=bn_target)]
+@row("diga_skd", "DiGA's warm-up: symmetric distillation between two views of the source", against="diga_photo_ce")
+def diga_skd(task, skd=0.5, reverse=0.5, beta=0.0, mode="clean", ohem=False, bn_target=False):
+    return [_warm_up(task, bn_target, skd=skd, reverse=reverse, beta=_beta(task, beta, 0.4), view=dict(mode=mode), ohem=ohem, bn_target=bn_target)]
 
-@row("diga_dg", "domain generalisation: symmetric distillation, source only, no sharpness change")
-def diga_dg(task, skd=0.5, reverse=0.5, beta=0.4, mode="clean"):
-    return [_warm_up(task, skd=skd, reverse=reverse, beta=beta, view=dict(mode=mode, p_sharpness=0.0))]
+@row("diga_dg", "domain generalisation: symmetric distillation, source only, no sharpness change", against="diga_photo_ce")
+def diga_dg(task, skd=0.5, reverse=0.5, beta=0.0, mode="clean"):
+    return [_warm_up(task, skd=skd, reverse=reverse, beta=_beta(task, beta, 0.4), view=dict(mode=mode, p_sharpness=0.0))]
 
-# %% ../../nbs/papers/31_diga.ipynb #05cebd08
+# %% ../../nbs/papers/31_diga.ipynb #864a3ad8
 def _gan_size(task):
     "Officially 64 wide with three scales; small images get a small one."
     height = min(task.scale.crop or task.scale.size)
@@ -680,9 +685,9 @@ def _check_translator(name):
     if name not in (*TRANSLATORS, "gan", "none"): raise ValueError(f"no translator called {name!r}; there are: {', '.join(TRANSLATORS)}, gan, none")
     return name
 
-@row("diga_skd_crdomix", "DiGA's full warm-up: symmetric distillation with the cross-domain mixture as second view")
-def diga_skd_crdomix(task, translator="stats", skd=0.5, reverse=0.5, beta=0.4, mode="clean", ohem=False, bn_target=False, features=""):
-    options = dict(skd=skd, reverse=reverse, beta=beta, view=dict(mode=mode), ohem=ohem, bn_target=bn_target)
+@row("diga_skd_crdomix", "DiGA's full warm-up: symmetric distillation with the cross-domain mixture as second view", against="diga_photo_ce")
+def diga_skd_crdomix(task, translator="stats", skd=0.5, reverse=0.5, beta=0.0, mode="clean", ohem=False, bn_target=False, features=""):
+    options = dict(skd=skd, reverse=reverse, beta=_beta(task, beta, 0.4), view=dict(mode=mode), ohem=ohem, bn_target=bn_target)
     if _check_translator(translator) != "gan": return [_warm_up(task, True, translator=TRANSLATORS.get(translator), **options)]
     def make(_):
         with torch.random.fork_rng(devices=[]):
@@ -694,16 +699,17 @@ def diga_skd_crdomix(task, translator="stats", skd=0.5, reverse=0.5, beta=0.4, m
     warm = _warm_up(task, True)
     return [train, Stage(warm.name, begin, warm.streams, warm.steps, warm.options)]
 
-# %% ../../nbs/papers/31_diga.ipynb #c5fb4e66
-def _rounds(task, labels="consensus", skd=0.25, rounds=1, translator="stats", select="all", threshold=0.9, scales=(1.0, 0.5), recompute_centroids=False,
-            warm_skd=0.5, reverse=0.5, warm_beta=0.4, beta=0.3, mode="clean", ohem=False, teacher="batch"):
+# %% ../../nbs/papers/31_diga.ipynb #45f64d89
+def _rounds(task, labels="consensus", skd=0.25, rounds=1, translator="stats", select="all", threshold=0.9, recompute_centroids=False,
+            warm_share=0.0, warm_skd=0.5, reverse=0.5, warm_beta=0.0, beta=0.0, mode="clean", ohem=False, teacher="batch"):
     "Self-training stages after a warm-up in a run of its own; the budget counts both."
-    total, warm = task.steps, max(1, round(task.steps * (task.scale.warm_share or 1 / 3)))
+    total, warm = task.steps, max(1, round(task.steps * (warm_share or task.scale.warm_share or 1 / 3)))
     box = task.scale.target_box
     frames = Resized(Unlabelled(task.data("target")), box) if box else Unlabelled(task.data("target"))
-    shared = dict(labels=labels, skd=skd, reverse=reverse, beta=beta, target_beta=beta, view=dict(mode=mode), ohem=ohem, teacher=teacher, bn_source=task.scale.bn_source,
+    shared = dict(labels=labels, skd=skd, reverse=reverse, beta=_beta(task, beta, 0.3), target_beta=_beta(task, beta, 0.3), view=dict(mode=mode), ohem=ohem, teacher=teacher, bn_source=task.scale.bn_source,
                   momentum=min(0.5, 1e-4 * 80_000 / (total - warm)))
     _check_translator(translator)
+    scales = (1.0, 0.5) if min(task.scale.size) >= 256 else (1.0,)   # half of a small image is too little to see
     def begin(before, r):
         folder = task.folder / f"round_{r}"
         if before is None:
@@ -722,28 +728,28 @@ def _rounds(task, labels="consensus", skd=0.25, rounds=1, translator="stats", se
         stages.append(Stage(f"round_{r}", lambda before, r=r: begin(before, r), {"source": task.stream("source", role=f"source, round {r}"), "target": target}, int(cuts[r] - cuts[r - 1]), _sgd(task)))
     return stages
 
-@row("diga_prob", "self-training on the classifier's labels, all pixels")
+@row("diga_prob", "self-training on the classifier's labels, all pixels", against="diga_skd_crdomix")
 def diga_prob(task, translator="stats", mode="clean"): return _rounds(task, "prob", 0.0, translator=translator, mode=mode)
 
-@row("diga_feat", "self-training on feature-induced labels, all pixels")
+@row("diga_feat", "self-training on feature-induced labels, all pixels", against="diga_prob")
 def diga_feat(task, translator="stats", mode="clean"): return _rounds(task, "feat", 0.0, translator=translator, mode=mode)
 
-@row("diga_threshold", "self-training on the classifier's labels above a threshold, fixed or class-balanced")
+@row("diga_threshold", "self-training on the classifier's labels above a threshold, fixed or class-balanced", against="diga_prob")
 def diga_threshold(task, translator="stats", select="fixed", threshold=0.9, mode="clean"):
     return _rounds(task, "prob", 0.0, translator=translator, select=select, threshold=threshold, mode=mode)
 
-@row("diga_consensus", "self-training on bilateral-consensus labels")
+@row("diga_consensus", "self-training on bilateral-consensus labels", against="diga_threshold")
 def diga_consensus(task, translator="stats", mode="clean"): return _rounds(task, "consensus", 0.0, translator=translator, mode=mode)
 
-@row("diga_consensus_skd", "self-training on bilateral-consensus labels + symmetric distillation, one round")
+@row("diga_consensus_skd", "self-training on bilateral-consensus labels + symmetric distillation, one round", against="diga_consensus")
 def diga_consensus_skd(task, translator="stats", skd=0.25, mode="clean"): return _rounds(task, "consensus", skd, translator=translator, mode=mode)
 
-@row("diga", "DiGA, all of it: warm-up, consensus labels, symmetric distillation, two rounds")
-def diga(task, translator="stats", skd=0.25, rounds=2, recompute_centroids=False, warm_skd=0.5, reverse=0.5, warm_beta=0.4, beta=0.3, mode="clean", ohem=False, teacher="batch"):
-    return _rounds(task, "consensus", skd, rounds, translator, recompute_centroids=recompute_centroids, warm_skd=warm_skd, reverse=reverse, warm_beta=warm_beta, beta=beta, mode=mode,
+@row("diga", "DiGA, all of it: warm-up, consensus labels, symmetric distillation, two rounds", against="diga_consensus_skd")
+def diga(task, translator="stats", skd=0.25, rounds=2, recompute_centroids=False, warm_share=0.0, warm_skd=0.5, reverse=0.5, warm_beta=0.0, beta=0.0, mode="clean", ohem=False, teacher="batch"):
+    return _rounds(task, "consensus", skd, rounds, translator, warm_share=warm_share, recompute_centroids=recompute_centroids, warm_skd=warm_skd, reverse=reverse, warm_beta=warm_beta, beta=beta, mode=mode,
                    ohem=ohem, teacher=teacher)
 
-# %% ../../nbs/papers/31_diga.ipynb #f7f526e8
+# %% ../../nbs/papers/31_diga.ipynb #8a921a19
 def finished_round(run):  # finished Run of a self-training row -> {when: (labelling network, feature network, centroids, classes that have one)}
     "The networks and centroids that made labels at the start of the first round and at the end of the last."
     folders = sorted(run.folder.glob("round_*"), key=lambda f: int(f.name.rpartition("_")[2]))
@@ -758,6 +764,8 @@ def finished_round(run):  # finished Run of a self-training row -> {when: (label
     first = (warm, warm, early["first_centroids"].cpu(), early["count"].cpu() > 0)
     return {"start of round 1": first, f"end of round {len(folders)}": (part("student"), part("teacher"), state["centroids"].cpu(), seen)}
 
-# %% ../../nbs/papers/31_diga.ipynb #2bfd62af
-RECIPES = {"gta2cityscapes": dict(translator="gan", mode="official", teacher="official", skd=0.25, warm_skd=0.5, reverse=0.5),
-           "synthia2cityscapes": dict(translator="gan", mode="official", teacher="official", skd=0.25, warm_skd=0.25, reverse=0.25, ohem=True)}
+# %% ../../nbs/papers/31_diga.ipynb #55c9b7ee
+_OFFICIAL = dict(translator="gan", mode="official", teacher="official", skd=0.25, warm_skd=0.5, reverse=0.5)
+RECIPES = {"gta2cityscapes": dict(steps=240_000, options=_OFFICIAL),
+           "synthia2cityscapes": dict(steps=220_000, options=_OFFICIAL | dict(warm_skd=0.25, reverse=0.25, ohem=True, warm_share=60 / 220)),
+           "cityscapes2acdc": dict(steps=240_000, options=_OFFICIAL), "cityscapes2darkzurich": dict(steps=240_000, options=_OFFICIAL)}
