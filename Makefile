@@ -50,8 +50,11 @@ test-slow: setup  ## the tests that take minutes (kill and resume many times, ..
 speed: setup  ## compare speeds side by side; writes results/speed.json
 	python tests/speed.py
 
-results: setup  ## re-make every committed number of results/ (an hour or so; CamVid rows where KDDA_DATA is set)
+results: setup  ## re-make every committed number of results/ (a night on 2 cores; CamVid rows where KDDA_DATA is set)
 	kdda bench quickstart -p seeds "[0, 1, 2]"
+	kdda bench duda -p seeds "[0, 1, 2]"
+	kdda bench duda -p method ablation -p seeds "[0, 1, 2]"
+	kdda bench diga -p seeds "[0, 1, 2]"
 	test -z "$(KDDA_DATA)" || kdda bench quickstart -p scenario camvid_day2dusk -p seeds "[0, 1, 2]"
 	test -z "$(KDDA_DATA)" || kdda bench quickstart -p scenario game2camvid -p seeds "[0, 1, 2]"
 	mkdir -p results/figures && cp runs/game2city-laptop.jpg results/figures/game2city.jpg

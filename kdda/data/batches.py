@@ -6,19 +6,20 @@
 __all__ = ['TRIES', 'role_rng', 'Uniform', 'class_counts', 'rare_class_probabilities', 'RareClass', 'dominated', 'place_crop',
            'Stream', 'InOrder', 'in_order']
 
-# %% ../../nbs/data/05_batches.ipynb #b568b705
+# %% ../../nbs/data/05_batches.ipynb #50034de1
 import os, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from zipfile import BadZipFile
 from zlib import crc32
 import numpy as np, torch
-from .datasets import DataError, Unlabelled, resize
+from .datasets import DataError, Unlabelled, count_bytes, resize, write_whole
 from .labels import IGNORE
 
-# %% ../../nbs/data/05_batches.ipynb #1ac8796d
+# %% ../../nbs/data/05_batches.ipynb #c46980d5
 def role_rng(seed: int,      # of the run
              role: str,      # what for: "source", "target", ...
              position: int,  # where in that stream
@@ -26,7 +27,7 @@ def role_rng(seed: int,      # of the run
     "The random numbers of one place in one stream: nothing else decides them."
     return np.random.default_rng([seed, crc32(role.encode()), position])
 
-# %% ../../nbs/data/05_batches.ipynb #d6996e06
+# %% ../../nbs/data/05_batches.ipynb #9db1803f
 @dataclass(frozen=True)
 class Uniform:
     "Every sample once an epoch, in a new order each time."
@@ -37,7 +38,7 @@ class Uniform:
         order = lru_cache(4)(lambda epoch: role_rng(seed, role + "/order", epoch).permutation(n))
         return lambda numbers, u: ([int(order(k // n)[k % n]) for k in numbers], [None] * len(numbers))
 
-# %% ../../nbs/data/05_batches.ipynb #714b9979
+# %% ../../nbs/data/05_batches.ipynb #40098a44
 def _read(dataset, what, i):
     "`dataset.image(i)` or `.label(i)`; whatever goes wrong names the sample."
     where = f"{dataset.name}, {what} of {dataset.key(i)} (sample {i})"
@@ -53,26 +54,34 @@ def _checked(dataset, label, i):
     if ((label - np.uint8(n)) < np.uint8(IGNORE - n)).any(): dataset.space.check(label, f"{dataset.name}, label of {dataset.key(i)}")   # bytes wrap around
     return label
 
-# %% ../../nbs/data/05_batches.ipynb #c4f21e4c
+# %% ../../nbs/data/05_batches.ipynb #9803d759
 def class_counts(dataset,         # with labels
-                 cache=None,      # a .npz file to keep the counts in; None counts anew
+                 cache=None,      # a .npz file to keep the counts in; None keeps nothing
+                 workers=None,    # threads that decode; None takes one for each core
                 ) -> np.ndarray:  # int64 [n samples, n classes], pixels; void is not counted
-    "Open every label once and count the pixels of each class."
-    keys, cache = np.array([dataset.key(i) for i in range(len(dataset))]), cache and Path(cache)
-    if cache and cache.exists():
-        with np.load(cache, allow_pickle=False) as kept:
-            if kept["space"] == dataset.space.name and np.array_equal(kept["keys"], keys): return kept["counts"]
-    counts = np.zeros((len(dataset), len(dataset.space)), np.int64)
-    for i in range(len(dataset)):
-        label = _checked(dataset, _read(dataset, "label", i), i)
-        counts[i] = np.bincount(label.ravel(), minlength=256)[:len(dataset.space)]
-    if cache:
-        beside = cache.with_name(f".{cache.name}.{os.getpid()}.npz")
-        np.savez(beside, space=dataset.space.name, keys=keys, counts=counts)
-        os.replace(beside, cache)
+    "Open every label once and count the pixels of each class. A dataset on disk is counted again only where its label files have changed."
+    names = np.array([f"{dataset.key(i)} {dataset.stamp(i) if hasattr(dataset, 'stamp') else ''}" for i in range(len(dataset))])
+    known, counts = _kept_counts(cache, dataset.space), np.zeros((len(dataset), len(dataset.space)), np.int64)
+    def count(i):
+        if names[i] in known: counts[i] = known[names[i]]
+        else: counts[i] = count_bytes(_checked(dataset, _read(dataset, "label", i), i))[:len(dataset.space)]
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool: list(pool.map(count, range(len(dataset))))
+    if cache and not all(n in known for n in names):
+        write_whole(Path(cache), lambda part: _save_counts(part, dataset.space, names, counts))
     return counts
 
-# %% ../../nbs/data/05_batches.ipynb #46becfc3
+def _kept_counts(cache, space):
+    "{key and stamp: counts} of a cache; nothing if there is none, or it is not readable, or of another space."
+    try:
+        with np.load(cache, allow_pickle=False) as kept:
+            if kept["space"] == space.name and kept["counts"].shape[1] == len(space): return dict(zip(kept["names"].tolist(), kept["counts"]))
+    except (TypeError, OSError, KeyError, ValueError, EOFError, BadZipFile): pass
+    return {}
+
+def _save_counts(file, space, names, counts):
+    with open(file, "wb") as f: np.savez(f, space=space.name, names=names, counts=counts)
+
+# %% ../../nbs/data/05_batches.ipynb #1c871c0d
 def rare_class_probabilities(pixels,           # [C] pixels of each class in the whole dataset
                              temperature=.01,  # towards 0 only the rarest class, towards infinity all alike
                             ) -> np.ndarray:   # [C], sums to 1; 0 for classes that do not occur
@@ -83,7 +92,7 @@ def rare_class_probabilities(pixels,           # [C] pixels of each class in the
     e = np.exp(z - z.max())
     return e / e.sum()
 
-# %% ../../nbs/data/05_batches.ipynb #b27f1861
+# %% ../../nbs/data/05_batches.ipynb #f6fa75ec
 @dataclass(frozen=True)
 class RareClass:
     "Draw a class, rare ones more often, then an image that shows it, then a crop that shows it (DAFormer)."
@@ -107,7 +116,7 @@ class RareClass:
             return [int(shows[c][int(v * len(shows[c]))]) for c, v in zip(drawn, u[:, 1])], drawn
         return pick
 
-# %% ../../nbs/data/05_batches.ipynb #eeedf9bc
+# %% ../../nbs/data/05_batches.ipynb #d02b6669
 def dominated(label: np.ndarray,       # uint8 [H,W]
               max_class_share: float,  # DAFormer: .75
              ) -> bool:
@@ -115,7 +124,7 @@ def dominated(label: np.ndarray,       # uint8 [H,W]
     n = np.bincount(label.ravel(), minlength=256)[:IGNORE]
     return bool(np.count_nonzero(n) < 2 or n.max() >= max_class_share * n.sum())
 
-# %% ../../nbs/data/05_batches.ipynb #06897f7c
+# %% ../../nbs/data/05_batches.ipynb #19c6f424
 TRIES = 10   # draws of a crop before the last one is taken as it is (DAFormer)
 
 def place_crop(u,                     # [TRIES**2,2] numbers from U(0,1)
@@ -137,14 +146,14 @@ def place_crop(u,                     # [TRIES**2,2] numbers from U(0,1)
         if wanted is None or np.count_nonzero(seen == wanted) > min_pixels: break
     return t, l
 
-# %% ../../nbs/data/05_batches.ipynb #795d5b4e
+# %% ../../nbs/data/05_batches.ipynb #e1b87a65
 def _stack(dataset, arrays, indices, what):
     if len({a.shape for a in arrays}) > 1:
         raise DataError(dataset.name, f"{what}s of different sizes in one batch: " + ", ".join(f"{dataset.key(i)} {a.shape[0]}x{a.shape[1]}"
                         for i, a in zip(indices, arrays)), "give crop=, resize with size=, or use batch_size=1")
     return torch.from_numpy(np.stack(arrays))
 
-# %% ../../nbs/data/05_batches.ipynb #460898a5
+# %% ../../nbs/data/05_batches.ipynb #466e7ae1
 class Stream:
     "An endless stream of batches; batch `position` is a pure function of (seed, role, position)."
     def __init__(self, dataset,
@@ -233,7 +242,7 @@ class Stream:
         for f in self._ahead: f.cancel()
         self._ahead.clear()
 
-# %% ../../nbs/data/05_batches.ipynb #e5d2fa0c
+# %% ../../nbs/data/05_batches.ipynb #4ee17d6a
 class InOrder:
     "Every sample once, as they come; then nothing."
     def bind(self, dataset, seed, role):

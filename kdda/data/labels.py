@@ -4,18 +4,22 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'CITYSCAPES_19', 'CITYSCAPES_16', 'CITYSCAPES_13', 'CAMVID_11', 'CITYSCAPES_IDS', 'CITYSCAPES_19_TO_16',
-           'CITYSCAPES_16_TO_13', 'CITYSCAPES_19_TO_CAMVID_11', 'LabelSpace', 'listing', 'look_up', 'LabelMap',
-           'show_labels']
+           'CITYSCAPES_16_TO_13', 'CITYSCAPES_19_TO_CAMVID_11', 'LabelSpace', 'listing', 'look_up', 'View', 'Taxonomy',
+           'taxonomy', 'taxonomies', 'LabelMap', 'show_labels']
 
-# %% ../../nbs/data/01_labels.ipynb #8c29d2c5
+# %% ../../nbs/data/01_labels.ipynb #37649b59
+import json
 from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import files
+from typing import NamedTuple
 
 import numpy as np
 
-# %% ../../nbs/data/01_labels.ipynb #4400dbab
+# %% ../../nbs/data/01_labels.ipynb #8dfed0a9
 IGNORE = 255    # the label of void pixels, in every label space
 
-# %% ../../nbs/data/01_labels.ipynb #198decfd
+# %% ../../nbs/data/01_labels.ipynb #c661a314
 @dataclass(frozen=True)
 class LabelSpace:
     "An ordered list of classes: class i has label i, `IGNORE` is void."
@@ -61,14 +65,14 @@ class LabelSpace:
         raise ValueError(f"{where}: label {ids} outside {self.name} (0..{len(self) - 1}, void {IGNORE}), "
                          f"{bad.mean():.2%} of the pixels; map the file's ids to this space, or repair or drop the file")
 
-# %% ../../nbs/data/01_labels.ipynb #6bcd02fb
+# %% ../../nbs/data/01_labels.ipynb #583aa8ea
 def listing(noun, items, most=8):
     "'id 7', 'ids 7, 8', or with many items the first ones and how many more there are: for messages."
     more = f" and {len(items) - most} more" if len(items) > most else ""
     plural = "" if len(items) == 1 else "es" if noun.endswith("s") else "s"
     return f"{noun}{plural} {', '.join(map(str, items[:most]))}{more}"
 
-# %% ../../nbs/data/01_labels.ipynb #f2561d68
+# %% ../../nbs/data/01_labels.ipynb #7b894e5d
 _CITYSCAPES = {  # name: (RGB, labelId), in train-id order; cityscapesscripts, helpers/labels.py
     "road": ((128, 64, 128), 7), "sidewalk": ((244, 35, 232), 8), "building": ((70, 70, 70), 11),
     "wall": ((102, 102, 156), 12), "fence": ((190, 153, 153), 13), "pole": ((153, 153, 153), 17),
@@ -87,7 +91,7 @@ CITYSCAPES_19 = _cityscapes("cityscapes_19")
 CITYSCAPES_16 = _cityscapes("cityscapes_16", without=("terrain", "truck", "train"))
 CITYSCAPES_13 = _cityscapes("cityscapes_13", without=("terrain", "truck", "train", "wall", "fence", "pole"))
 
-# %% ../../nbs/data/01_labels.ipynb #795f7955
+# %% ../../nbs/data/01_labels.ipynb #5b984890
 _CAMVID = {  # in the order of the files, 0..10: whose colour it wears
     "sky": "sky", "building": "building", "pole": "pole", "road": "road", "pavement": "sidewalk", "tree": "vegetation",
     "sign_symbol": "traffic sign", "fence": "fence", "car": "car", "pedestrian": "person", "bicyclist": "rider"}
@@ -95,20 +99,94 @@ _CAMVID = {  # in the order of the files, 0..10: whose colour it wears
 CAMVID_11 = LabelSpace("camvid_11", _CAMVID, [_CITYSCAPES[c][0] for c in _CAMVID.values()],
                        things=("sign_symbol", "car", "pedestrian", "bicyclist"))
 
-# %% ../../nbs/data/01_labels.ipynb #8795f13e
+# %% ../../nbs/data/01_labels.ipynb #ed4f2903
 def look_up(table,  # uint8 [256]
             label,  # uint8, any shape
            ):       # -> uint8, the same shape, a new array
     "`table[label]`, faster for bytes."
     if label.dtype != np.uint8: raise ValueError(f"labels are {label.dtype}; they must be uint8")
-    return np.frombuffer(bytearray(label.tobytes()).translate(table.tobytes()), np.uint8).reshape(label.shape)
+    flat = np.ascontiguousarray(label).reshape(-1).data      # no copy, as a rule
+    return np.frombuffer(bytearray(flat).translate(table.tobytes()), np.uint8).reshape(label.shape)
 
-# %% ../../nbs/data/01_labels.ipynb #a462ed87
+# %% ../../nbs/data/01_labels.ipynb #2ce51330
 CITYSCAPES_IDS = np.full(256, IGNORE, np.uint8)   # labelId -> train id of CITYSCAPES_19
 CITYSCAPES_IDS[[i for _, i in _CITYSCAPES.values()]] = np.arange(len(_CITYSCAPES))
 CITYSCAPES_IDS.setflags(write=False)              # it is shared by everyone
 
-# %% ../../nbs/data/01_labels.ipynb #48eb8eca
+# %% ../../nbs/data/01_labels.ipynb #98aadcc7
+class View(NamedTuple):
+    "One way to read a dataset's ids."
+    space: LabelSpace
+    table: np.ndarray    # uint8 [256]: id -> label or IGNORE
+
+@dataclass(frozen=True, eq=False)
+class Taxonomy:
+    "A published table of classes. Ids are bytes: -1 is 255, as in a file."
+    name: str
+    classes: tuple       # of dicts: name, id, color and whatever other columns the publisher has
+    source: str = ""     # where the table was read
+    note: str = ""
+
+    @classmethod
+    def of(cls, space):
+        "The table of a space: ids are labels, 255 is void."
+        rows = [dict(name=c, id=i, color=rgb, trainId=i) for i, (c, rgb) in enumerate(zip(space.classes, space.colors))]
+        return cls(space.name, (*rows, dict(name="void", id=IGNORE, color=None, trainId=IGNORE)))
+
+    def codes(self, column="id"):
+        "{what a file holds: id}, from the column that says what it holds; of several rows with one code the first counts."
+        out = {}
+        for row in self.classes:
+            if row.get(column) is not None: out.setdefault(_code(row[column]), _code(row["id"]))
+        return out
+
+    def view(self, space=None,   # its name, or the LabelSpace itself if that is known; None: the table's own name
+             column="id",        # what tells classes apart: rows of one value are one class; 255 and nothing are void
+             void=(),            # classes that are void too
+            ):                   # -> View
+        "Read the ids as a space. A space made here numbers the classes that are left in the order of `column`."
+        value = {_code(r["id"]): IGNORE if r["name"] in void else _label(r.get(column)) for r in reversed(self.classes)}
+        kept, table = sorted(set(value.values()) - {IGNORE}), np.full(256, IGNORE, np.uint8)
+        known = isinstance(space, LabelSpace)
+        for i, v in value.items():
+            if v != IGNORE: table[i] = v if known else kept.index(v)
+        return View(space if known else _space(space or self.name, [[r for r in self.classes if value[_code(r["id"])] == v] for v in kept]), table)
+
+def _code(value):
+    "What stands in a table, as a key: -1 is 255, a colour a tuple."
+    return value % 256 if isinstance(value, int) else tuple(value) if isinstance(value, list) else value
+
+def _label(value):
+    "A value as a label: of several the first that is not void."
+    if isinstance(value, list): return next((_code(v) for v in value if _code(v) != IGNORE), IGNORE)
+    return IGNORE if value is None else _code(value)
+
+def _space(name, groups):
+    "A LabelSpace whose classes are groups of rows: named after all of them, painted like the first."
+    names = ["+".join(dict.fromkeys(r.get("merged_class", r["name"]) for r in g)) for g in groups]
+    things = [n for n, g in zip(names, groups) if any(r.get(k) for r in g for k in ("isthing", "hasInstances", "instances"))]
+    return LabelSpace(name, names, [g[0].get("color") or _invented(i) for i, g in enumerate(groups)], things)
+
+def _invented(i):
+    "A colour for a class whose publisher shows none: hues that stay apart."
+    import colorsys
+    return tuple(int(255 * c) for c in colorsys.hsv_to_rgb(i * .61803 % 1, .5 + .3 * (i % 2), .55 + .15 * (i % 3)))
+
+# %% ../../nbs/data/01_labels.ipynb #25ea6216
+_TABLES = files("kdda.data") / "taxonomies"
+
+@lru_cache
+def taxonomy(name):   # e.g. "goose"; `taxonomies()` lists them
+    "A table that comes with the package."
+    if name not in taxonomies(): raise ValueError(f"no table called {name!r}; there are {', '.join(taxonomies())}")
+    d = json.loads((_TABLES / f"{name}.json").read_text("utf-8"))
+    return Taxonomy(d["name"], tuple(d["classes"]), d.get("source", ""), d.get("note", ""))
+
+def taxonomies():
+    "The names of all tables."
+    return sorted(f.name.removesuffix(".json") for f in _TABLES.iterdir() if f.name.endswith(".json"))
+
+# %% ../../nbs/data/01_labels.ipynb #2934a106
 def _names(space, value):
     "One class name, or some, as a tuple in the order of `space`."
     names = (value,) if isinstance(value, str) else value
@@ -193,7 +271,7 @@ class LabelMap:
 
     def __str__(self): return f"{self.source.name} -> {self.target.name}"
 
-# %% ../../nbs/data/01_labels.ipynb #0790b53e
+# %% ../../nbs/data/01_labels.ipynb #635456e0
 CITYSCAPES_19_TO_16 = LabelMap.by_name(CITYSCAPES_19, CITYSCAPES_16)
 CITYSCAPES_16_TO_13 = LabelMap.by_name(CITYSCAPES_16, CITYSCAPES_13)
 CITYSCAPES_19_TO_CAMVID_11 = LabelMap.by_name(
@@ -201,7 +279,7 @@ CITYSCAPES_19_TO_CAMVID_11 = LabelMap.by_name(
     person="pedestrian", truck="car", bus="car", train="car", rider="bicyclist", motorcycle="bicyclist", bicycle="bicyclist",
     **{"traffic light": "sign_symbol", "traffic sign": "sign_symbol"})
 
-# %% ../../nbs/data/01_labels.ipynb #b85b6faf
+# %% ../../nbs/data/01_labels.ipynb #8cc5ff00
 def show_labels(label,       # uint8 [H,W]
                 space,
                 image=None,  # uint8 [H,W,3] to lay the colours over

@@ -7,8 +7,8 @@ __all__ = ['ROAD', 'SIDEWALK', 'BUILDING', 'WALL', 'FENCE', 'POLE', 'LIGHT', 'SI
            'RIDER', 'CAR', 'TRUCK', 'BUS', 'TRAIN', 'MOTORCYCLE', 'BICYCLE', 'SPLITS', 'FAR', 'DOMAINS', 'Palette',
            'Appearance', 'Layout', 'Domain', 'blend', 'Painter', 'World']
 
-# %% ../../nbs/data/02_world.ipynb #250a6ec2
-import hashlib, math, os, random, re
+# %% ../../nbs/data/02_world.ipynb #7c4e0b87
+import hashlib, math, random, re
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,13 +18,13 @@ from PIL import Image, ImageDraw
 
 from .labels import CITYSCAPES_19, CITYSCAPES_IDS
 
-# %% ../../nbs/data/02_world.ipynb #b00ae11d
+# %% ../../nbs/data/02_world.ipynb #d3b805ff
 (ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE, LIGHT, SIGN, VEGETATION, TERRAIN, SKY,
  PERSON, RIDER, CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE) = range(len(CITYSCAPES_19))
 SPLITS = ("train", "val", "test")
 FAR = 1024.  # metres; the depth of the sky (a power of two, so that 1 / (1 / FAR) is FAR)
 
-# %% ../../nbs/data/02_world.ipynb #c1e9b77e
+# %% ../../nbs/data/02_world.ipynb #8f9417ba
 @dataclass(frozen=True)
 class Palette:
     "What colour things are: the dials a network overfits to first."
@@ -92,7 +92,7 @@ class Domain:
     appearance: Appearance
     layout: Layout
 
-# %% ../../nbs/data/02_world.ipynb #9608a69b
+# %% ../../nbs/data/02_world.ipynb #a6e2695d
 def _lerp(a, b, t):
     if isinstance(a, str): return a
     if isinstance(a, tuple): return tuple(_lerp(x, y, t) for x, y in zip(a, b, strict=True))
@@ -108,7 +108,7 @@ def blend(a, b,           # domains, or their names
     name = a.name if t == (0, 0, 0) else b.name if t == (1, 1, 1) else f"{a.name}-{b.name}-{palette:g}-{appearance:g}-{layout:g}"
     return Domain(name, _lerp(a.palette, b.palette, palette), _lerp(a.appearance, b.appearance, appearance), _lerp(a.layout, b.layout, layout))
 
-# %% ../../nbs/data/02_world.ipynb #ce9cc98c
+# %% ../../nbs/data/02_world.ipynb #4bb48c99
 _COLORS = {  # class: its colour in game, its colour in city, how much its objects differ
     "road":          ((104, 106, 118)   , (95, 88, 87)      , 0.3),
     "sidewalk":      ((176, 160, 168)   , (145, 136, 127)   , 0.4),
@@ -157,7 +157,7 @@ def _domain(d):
     if d in DOMAINS: return DOMAINS[d]
     raise ValueError(f"no domain called {d!r}; there are {', '.join(DOMAINS)} (or pass a Domain, e.g. from blend)")
 
-# %% ../../nbs/data/02_world.ipynb #ce3b8b4c
+# %% ../../nbs/data/02_world.ipynb #124f6609
 def _dice(*key):
     "A random generator that depends on `key` alone. Python's own: drawing one number at a time it is ten times faster than NumPy's."
     return random.Random(int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little"))
@@ -176,7 +176,7 @@ _PAINT = {name: i for i, name in enumerate(PAINTS)}
 UP, FRONT, LEFT, RIGHT = range(4)  # which way a face looks
 _CIRCLE = tuple((math.cos(2 * math.pi * k / 12), math.sin(2 * math.pi * k / 12)) for k in range(12))
 
-# %% ../../nbs/data/02_world.ipynb #610884ad
+# %% ../../nbs/data/02_world.ipynb #ffed7640
 class Painter:
     "Fills flat faces given in metres (x right, y up, z ahead, the camera over x=0, z=0) with segment numbers, in the order of the calls."
     def __init__(self, size, layout, dice):
@@ -267,7 +267,7 @@ class Painter:
         for _, draw, args in sorted(self.later, key=lambda job: -job[0]): draw(self, *args)
         self.later = []
 
-# %% ../../nbs/data/02_world.ipynb #2c12a818
+# %% ../../nbs/data/02_world.ipynb #d08285b3
 def _pick(style, k):
     "The k-th independent-looking choice that a style settles, in 0..1."
     return (style * (k * 7.31 + 3.7) + k * .37) % 1
@@ -369,7 +369,7 @@ def cyclist(p, bike, what, x, z, style, vehicle=bicycle):
     p.disc(what, z, x + .24 * c, 1.74, .16, "skin")
     if fast or _pick(style, 7) < .6: p.front(what, z, ((x + .24 * c - .19, 1.72), (x + .24 * c + .19, 1.72), (x + .24 * c + .13, 1.94), (x + .24 * c - .13, 1.94)), "helmet" if _pick(style, 8) < .5 else "body")
 
-# %% ../../nbs/data/02_world.ipynb #a1c601b7
+# %% ../../nbs/data/02_world.ipynb #052b6980
 _HATCH = ((0, .3), (0, .9), (.3, 1.44), (2.1, 1.47), (3., .98), (4., .84), (4.2, .3))
 _SALOON = ((0, .3), (0, .92), (.7, .98), (1.2, 1.42), (2.4, 1.44), (3.2, .98), (4.3, .84), (4.4, .3))
 _VAN = ((0, .3), (0, 1.95), (3.6, 2.), (4.3, 1.15), (4.8, 1.), (4.9, .3))
@@ -452,7 +452,7 @@ def long_vehicle(p, road, kind, x, z, towards, bent):
         p.put(zk + 1.8, x, coach, what, road, x, zk, length / n, w, 2.7 if cab else h, kind != TRUCK or cab, kind == TRUCK or kind == BUS and k in (0, n - 2), kind == TRAIN)
     p.put(z + .2, x, coach_end, what, x, z, w, 2.7 if kind == TRUCK and towards else h, towards, kind)
 
-# %% ../../nbs/data/02_world.ipynb #43f32a6d
+# %% ../../nbs/data/02_world.ipynb #26f8a30c
 _STATIONS = (.8, 3, 5, 8, 12, 17, 24, 34, 50, 75, 120, 400)
 
 def _count(dice, expected):
@@ -645,7 +645,7 @@ def vehicles(p, layout, dice, half, lanes, lane, bent, crossing, tram):
         x = dice.uniform(-9, 9)
         p.put(crossing + 3, x, cross_car, p.thing(CAR), road, x, crossing + 3, dice.random())
 
-# %% ../../nbs/data/02_world.ipynb #539ec541
+# %% ../../nbs/data/02_world.ipynb #e9ef7d97
 def scatter(p, *key):
     "Objects at random on a plain: `objects` is made of these."
     dice = _dice(*key, "scatter")
@@ -668,7 +668,7 @@ def scatter(p, *key):
         else: p.put(z, x, tree, p.stuff(VEGETATION), x, z, style)
     p.finish()
 
-# %% ../../nbs/data/02_world.ipynb #fa6ec0cf
+# %% ../../nbs/data/02_world.ipynb #1c30d640
 _MATERIALS = ("plain", "asphalt", "paving", "grass", "facade", "brick", "leaves", "cloud", "pickets", "shop")
 _METRES = (4, 5, 4.8, 3, 12, 4, 5, 900, 2.4, 6)  # what a tile spans
 _CLASS_MATERIAL = ("asphalt", "paving", "facade", "brick", "pickets", "plain", "plain", "plain", "leaves", "grass", "cloud") + ("plain",) * 8
@@ -722,7 +722,7 @@ def _grains(shape, rng):
 def _grid(H, W):
     return np.arange(W, dtype=np.float32)[None], np.arange(H, dtype=np.float32)[:, None]
 
-# %% ../../nbs/data/02_world.ipynb #170f2411
+# %% ../../nbs/data/02_world.ipynb #f10323b1
 @lru_cache(maxsize=1)
 def _paint_table():
     rgb = np.array([p[0] for p in PAINTS.values()], np.float32) / 255
@@ -751,7 +751,7 @@ def paint_colors(rows,    # segments, float [S,11]
     material = np.where(own[paint] < 0, by_class[cls], own[paint])
     return (np.clip(color, .01, 1.1) * light).astype(np.float32), rgb[paint] * emission[paint], material
 
-# %% ../../nbs/data/02_world.ipynb #4bc5beeb
+# %% ../../nbs/data/02_world.ipynb #9e05ae84
 def depth_map(ids, rows, H, W):
     "Metres, float32 [H,W]: each segment's plane, kept within the segment's own range."
     (u, v), (a, b, c, far, near) = _grid(H, W), (column.take(ids) for column in rows[:, 6:].astype(np.float32).T)
@@ -795,7 +795,7 @@ def shade(p,       # the Painter, for its camera
     if a.noise: c += a.noise * _grains(c.shape, rng)
     return np.clip(c * 255, 0, 255, out=c).astype(np.uint8)
 
-# %% ../../nbs/data/02_world.ipynb #8c71d429
+# %% ../../nbs/data/02_world.ipynb #5b2370c2
 def _headlights(x, y, z):
     "Our own beams: bright on the road ahead, nothing up high."
     return 1.1 * np.exp(-(x / (1.5 + .28 * z)) ** 2 - (np.maximum(y, 0) / (1.2 + .05 * z)) ** 2) / (1 + (z / 18) ** 2) * np.minimum(z / 3, 1)
@@ -828,7 +828,7 @@ def _blur(c, k):
     c[1:-1] += k * (c[:-2] + c[2:] - 2 * c[1:-1])
     c[:, 1:-1] += k * (c[:, :-2] + c[:, 2:] - 2 * c[:, 1:-1])
 
-# %% ../../nbs/data/02_world.ipynb #b574e982
+# %% ../../nbs/data/02_world.ipynb #3c315fbb
 class World:
     "Frames of one domain. Frame `i` is a pure function of (seed, split, i, domain, size)."
     space = CITYSCAPES_19
@@ -882,16 +882,8 @@ class World:
             self._memory = images, labels
         return self
 
-# %% ../../nbs/data/02_world.ipynb #26d68a61
+# %% ../../nbs/data/02_world.ipynb #79bb2ae5
 _LABEL_IDS = np.array([np.flatnonzero(CITYSCAPES_IDS == k)[0] for k in range(len(CITYSCAPES_19))], np.uint8)  # trainId -> labelId
-
-def _write_png(path, array):
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        Image.fromarray(array).save(part, format="PNG", compress_level=3)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 def instance_ids(label, instance):
     "Cityscapes' encoding, uint16: labelId for stuff, labelId * 1000 + running number for people and vehicles."
@@ -901,29 +893,20 @@ def instance_ids(label, instance):
             out[(label == cls) & (instance == thing)] = int(_LABEL_IDS[cls]) * 1000 + number
     return out
 
-def _write_cityscapes(world, root):
-    city = re.sub("[^a-z0-9]+", "-", world.name.lower()).strip("-")
-    images, truth = (root / kind / world.split / city for kind in ("leftImg8bit", "gtFine"))
-    for folder in (images, truth): folder.mkdir(parents=True, exist_ok=True)
-    for i in range(len(world)):
-        frame, s = f"{city}_{world.seed:06d}_{i:06d}", world.sample(i)
-        _write_png(truth / f"{frame}_gtFine_labelIds.png", _LABEL_IDS[s["label"]])
-        _write_png(truth / f"{frame}_gtFine_labelTrainIds.png", s["label"])
-        _write_png(truth / f"{frame}_gtFine_instanceIds.png", instance_ids(s["label"], s["instance"]))
-        _write_png(images / f"{frame}_leftImg8bit.png", s["image"])
-
-_WRITERS = {"cityscapes": _write_cityscapes}
-
-# %% ../../nbs/data/02_world.ipynb #4298573f
+# %% ../../nbs/data/02_world.ipynb #93fe19cc
 def export(self,
-           layout,      # "cityscapes"
+           layout,      # name of one: "cityscapes", "gta5", "synthia", ...
            root,        # folder to write into; made if absent
-           split=None,  # the world's own, or another
+           split=None,  # the layout's split to write; None: the world's own
+           **options,   # of `write_frames`
           ):            # -> Path of the root
-    "Write the frames as a dataset of that layout."
-    if layout not in _WRITERS: raise ValueError(f"World.export: no layout called {layout!r}; there is {', '.join(_WRITERS)}")
-    root = Path(root)
-    _WRITERS[layout](World(self.domain, self.n, self.size, split or self.split, self.seed), root)
+    "Write the frames as a dataset of that layout. Where the split is also one of the world's, its frames are taken."
+    from kdda.data import datasets     # further on in reading order: the layouts
+    layout, root, split = datasets.find_layout(layout), Path(root), split or self.split
+    world = World(self.domain, self.n, self.size, split if split in SPLITS else self.split, self.seed)
+    written = datasets.write_frames(world, layout, root, split, name=re.sub("[^a-z0-9]+", "-", self.name.lower()).strip("-"), seed=self.seed, **options)
+    for i, s in enumerate(written if layout.name == "cityscapes" else ()):      # Cityscapes has instances beside its labels
+        if s.labels: datasets.write_whole(root / s.labels[0].replace("labelIds", "instanceIds"), Image.fromarray(instance_ids(world.label(i), world.instance(i))).save)
     return root
 
 World.export = export

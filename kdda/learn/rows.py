@@ -6,7 +6,7 @@
 __all__ = ['ROWS', 'Row', 'row', 'source_plain', 'source_only', 'oracle', 'adabn', 'self_training', 'dacs', 'daformer', 'mic',
            'kd', 'align', 'adversarial', 'advent']
 
-# %% ../../nbs/learn/25_rows.ipynb #56f6e255
+# %% ../../nbs/learn/25_rows.ipynb #4270fd90
 from dataclasses import dataclass
 import inspect
 from typing import Callable
@@ -15,7 +15,7 @@ from .adversarial import Adversarial
 from .fit import Optim, Stage, fold_seed
 from .selftrain import AdaBN, PlainKD, SelfTraining, Supervised
 
-# %% ../../nbs/learn/25_rows.ipynb #d4979420
+# %% ../../nbs/learn/25_rows.ipynb #0f28cca2
 @dataclass(frozen=True)
 class Row:
     "A named recipe."
@@ -42,7 +42,7 @@ def row(name, about,
         return stages
     return register
 
-# %% ../../nbs/learn/25_rows.ipynb #6b673812
+# %% ../../nbs/learn/25_rows.ipynb #178c4fa8
 @row("source_plain", "cross-entropy on source, no augmentation")
 def source_plain(task):
     return [Stage("train", lambda _: Supervised(task.net(), augment=False), {"source": task.stream("source")}, task.steps)]
@@ -59,7 +59,7 @@ def oracle(task):
 def adabn(task, of="source_only"):
     return [Stage("statistics", lambda _: AdaBN(task.finished(of)), {"target": task.stream("target")}, task.scale.adabn_steps)]
 
-# %% ../../nbs/learn/25_rows.ipynb #94d59bb4
+# %% ../../nbs/learn/25_rows.ipynb #fee6f5c1
 def self_training(task,     # a task
                   sampler=None,  # of the source stream; None: uniform
                   **switches):   # of `SelfTraining`
@@ -88,7 +88,7 @@ def kd(task, of="daformer"):
     return [Stage("distil", lambda _: PlainKD(task.net(), teacher(), photo=task.scale.photo),
                   {"source": task.stream("source"), "target": task.stream("target")}, task.steps)]
 
-# %% ../../nbs/learn/25_rows.ipynb #fe8b007d
+# %% ../../nbs/learn/25_rows.ipynb #bbe392b9
 def align(task,              # a task
           prepare=lambda: Adversarial,  # callable() -> callable(student, **options of `Adversarial`) -> Method; may train other runs
           name="adapt",      # of the stage
@@ -106,7 +106,7 @@ def align(task,              # a task
             torch.manual_seed(fold_seed(task.seed, "net", f"beside the student, {name}"))
             return make(before.student if before else task.net(), **shared, **(dict(aux=before.nets["aux"], judges=before.judges) if before else {}), **options)
     optim = {"main": Optim("sgd", lr=2.5e-4, weight_decay=5e-4, power=0.9) if paper and task.student_name.startswith(("drn", "resnet")) else s.optim,
-             "judge": Optim(lr=1e-4 if paper else 1e-3, betas=(0.9, 0.99), weight_decay=0.0, power=0.9)}
+             "judge": Optim(lr=1e-4 if paper else 2e-3, betas=(0.9, 0.99), weight_decay=0.0, power=0.9)}
     whole = dict(crop=None, size=s.target_box, flip=False, max_class_share=None) if paper and s.target_box else {}
     draws = lambda role: dict(role=role if name == "adapt" else f"{role}, {name}", **whole)
     return Stage(name, begin, {r: task.stream(r, **draws(r)) for r in ("source", "target")}, steps or task.steps, {"optim": optim})

@@ -6,7 +6,7 @@
 __all__ = ['Segmenter', 'segmenter', 'Cut', 'Front', 'Rest', 'split', 'Cost', 'count_macs', 'cost', 'convert_weights',
            'WeightsError', 'read_weights', 'KeyReport', 'load_weights']
 
-# %% ../../nbs/nets/12_segmenter.ipynb #1f7d7f55
+# %% ../../nbs/nets/12_segmenter.ipynb #ebed8e87
 import copy
 import math
 import re
@@ -21,7 +21,7 @@ from torch import nn
 from .backbones import build_backbone
 from .heads import build_head, resize
 
-# %% ../../nbs/nets/12_segmenter.ipynb #63129986
+# %% ../../nbs/nets/12_segmenter.ipynb #2fe13294
 class Segmenter(nn.Module):
     "A backbone and a head: images to logits at image size, features by tap name on the way."
     def __init__(self, backbone, head, name=None):
@@ -44,7 +44,7 @@ class Segmenter(nn.Module):
         maps = dict(zip(self.tap_names, (*features, fused, low)))
         return logits, {t: maps[t] for t in taps}
 
-# %% ../../nbs/nets/12_segmenter.ipynb #c838e65e
+# %% ../../nbs/nets/12_segmenter.ipynb #03bfeaad
 def segmenter(name,           # "backbone+head" or "backbone+head:width", e.g. "mit_b0+daformer:64"
               n_classes=19,
               weights=None,   # the backbone's pre-trained weights: file, state dict or "torchvision"
@@ -59,7 +59,7 @@ def segmenter(name,           # "backbone+head" or "backbone+head:width", e.g. "
     if m[3]: head = {"width": int(m[3]), **head}
     return Segmenter(body, build_head(m[2], body.channels, n_classes, **head), name)
 
-# %% ../../nbs/nets/12_segmenter.ipynb #06c5942b
+# %% ../../nbs/nets/12_segmenter.ipynb #a2667300
 class Cut(NamedTuple):
     "What a front hands to a rest."
     maps: tuple  # the maps of its stages, the one at the cut last
@@ -94,7 +94,7 @@ class Rest(nn.Module):
             maps.append(x)
         return resize(self.head(maps), cut.size)
 
-# %% ../../nbs/nets/12_segmenter.ipynb #aed10b28
+# %% ../../nbs/nets/12_segmenter.ipynb #475e2a4a
 def split(net,  # Segmenter
           at,   # last stage of the front, "stage1" ... "stage4"
          ):     # -> (Front, Rest), sharing the parameters of `net`
@@ -106,7 +106,7 @@ def split(net,  # Segmenter
 
 Segmenter.split = split
 
-# %% ../../nbs/nets/12_segmenter.ipynb #1fb1f285
+# %% ../../nbs/nets/12_segmenter.ipynb #247bfe29
 @dataclass(frozen=True)
 class Cost:
     "What a network costs for one image of a given size."
@@ -125,7 +125,7 @@ def count_macs(module, size):
     with torch.no_grad(), FlopCounterMode(display=False) as counter: ghost(torch.empty(1, 3, *size, device="meta"))
     return counter.get_total_flops() // 2
 
-# %% ../../nbs/nets/12_segmenter.ipynb #f10e23fd
+# %% ../../nbs/nets/12_segmenter.ipynb #05329a60
 def cost(net, size,  # (H, W)
          runs=5,     # timed forwards; 0 measures no latency
         ):           # -> Cost
@@ -144,7 +144,7 @@ def cost(net, size,  # (H, W)
 
 Segmenter.cost = cost
 
-# %% ../../nbs/nets/12_segmenter.ipynb #fdb54303
+# %% ../../nbs/nets/12_segmenter.ipynb #54e73a1b
 _hf_names = (  # in order; where a name has two spellings, the file's comes first
     (r"^(segformer.)?encoder.(patch_embeddings|block).(\d).", r"backbone.stages.\3.\2."),
     (r"^(segformer.)?encoder.layer_norm.(\d)", r"backbone.stages.\2.norm"),
@@ -169,7 +169,7 @@ def _from_huggingface(state):
         new[key.replace(".k.", ".kv.")] = torch.cat([new.pop(key), new.pop(key.replace(".k.", ".v."))])
     return {k: v for k, v in new.items() if not k.startswith("classifier.")}
 
-# %% ../../nbs/nets/12_segmenter.ipynb #b376a47e
+# %% ../../nbs/nets/12_segmenter.ipynb #3256471a
 def _from_torchvision(state, backbone):
     "ResNet and MobileNetV2 names of torchvision to ours, without the layers that only serve classification."
     starts = [sum(len(s) for s in backbone.stages[:i]) for i in range(len(backbone.stages) + 1)]
@@ -186,17 +186,25 @@ def _from_torchvision(state, backbone):
         new[".".join(("backbone.stages", first, *rest))] = value
     return new
 
-# %% ../../nbs/nets/12_segmenter.ipynb #951e3007
-def convert_weights(state,     # {key: tensor}, in our names, torchvision's or Hugging Face's
+# %% ../../nbs/nets/12_segmenter.ipynb #3801674c
+_drn_layers = ("0.0", "0.1", "0.2", "0.3", "1.0", "2.0", "2.1", "3.0", "3.1")  # layer 0, 1, ... 8 of the files -> place in our stages
+
+def _from_drn(state):
+    "DRN-D names to ours, without the ImageNet classifier."
+    return {re.sub(r"^layer(\d)", lambda m: f"backbone.stages.{_drn_layers[int(m[1])]}", k): v for k, v in state.items() if not k.startswith("fc.")}
+
+# %% ../../nbs/nets/12_segmenter.ipynb #9229a1c5
+def convert_weights(state,     # {key: tensor}, in our names, torchvision's, Hugging Face's or DRN's
                     backbone,  # the Backbone it is meant for
                    ):          # -> {key: tensor} in the names of a Segmenter
     "A state dict in the names of a Segmenter; classification layers are left out."
     if any("patch_embeddings" in k for k in state): return _from_huggingface(state)
+    if any(k.startswith("layer8.") for k in state): return _from_drn(state)
     if any(k.startswith(("layer1.", "features.")) for k in state): return _from_torchvision(state, backbone)
     if any(k.startswith("stages.") for k in state): return {f"backbone.{k}": v for k, v in state.items()}
     return dict(state)
 
-# %% ../../nbs/nets/12_segmenter.ipynb #219fccbd
+# %% ../../nbs/nets/12_segmenter.ipynb #539cf729
 class WeightsError(ValueError):
     "A weights file that cannot be read, or does not belong to the network."
 
@@ -219,7 +227,7 @@ def read_weights(path):
         raise WeightsError(f"{path} holds no state dict: it must map parameter names to tensors")
     return state
 
-# %% ../../nbs/nets/12_segmenter.ipynb #7f9dee96
+# %% ../../nbs/nets/12_segmenter.ipynb #cee252ac
 @dataclass
 class KeyReport:
     "How a state dict fits a network."
@@ -249,7 +257,7 @@ class KeyReport:
             if keys: lines.append(f"  {what}: {len(keys)}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}")
         return "\n".join(lines)
 
-# %% ../../nbs/nets/12_segmenter.ipynb #bd8d1d58
+# %% ../../nbs/nets/12_segmenter.ipynb #38fb5566
 def _compare(state, module, source):
     "The KeyReport of a converted state dict against a Segmenter's or Backbone's own."
     own = module.state_dict()

@@ -1,0 +1,18 @@
+"""Freiburg Forest: 230 training and 136 test frames of forest paths.
+
+    python data_scripts/freiburg_forest.py --root data/freiburg_forest
+"""
+from common import Archive, main
+
+ARCHIVES = [
+    Archive("freiburg_forest_annotated.tar.gz", below="freiburg_forest_annotated"),
+]
+
+if __name__ == "__main__":
+    main("freiburg_forest", ARCHIVES,
+         access="free, no login; the archive is in three parts",
+         steps="""
+            mkdir -p {root}/archives && cd {root}/archives
+            for p in aa ab ac; do curl -O http://deepscene.cs.uni-freiburg.de/static/datasets/freiburg_forest_annotated.tar.gz.part-$p; done
+            cat freiburg_forest_annotated.tar.gz.part-* > freiburg_forest_annotated.tar.gz
+         """)
