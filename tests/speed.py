@@ -125,13 +125,13 @@ def papers(steps=40):
     net = lambda name=s.student: segmenter(name).to(memory_format=torch.channels_last).train()
     source, target = (World(d, n=64, size=s.size).render() for d in ("game", "city"))
     with torch.no_grad(): width = net()(torch.zeros(2, 3, *s.size), ("fused",))[1]["fused"].shape[1]
-    common = dict(photo=s.photo, bn_source=False)
+    common, photo = dict(bn_source=False), dict(photo=s.photo)
     for name, module, method, labelled in (
         ("DiGA, warm-up with symmetric distillation", diga, diga.WarmUp(net(), ema_decay=s.ema_decay, **common), False),
         ("DiGA, the same with CrDoMix", diga, diga.WarmUp(net(), diga.TRANSLATORS["stats"], ema_decay=s.ema_decay, **common), False),
         ("DiGA, self-training on consensus labels", diga, diga.DiGA(net(), torch.randn(19, width), torch.ones(19), translator=diga.TRANSLATORS["stats"], ema_decay=s.ema_decay, **common), True),
-        ("DUDA, pre-adaptation", duda, duda.PreAdaptation(net(), net(s.teacher), ema_decay=s.ema_decay, threshold=s.threshold, augment_source=True, **common), False),
-        ("DUDA, fine-tuning", duda, duda.FineTuning(net(), [net(s.teacher)], threshold=s.threshold, augment_source=True, **common), False)):
+        ("DUDA, pre-adaptation", duda, duda.PreAdaptation(net(), net(s.teacher), ema_decay=s.ema_decay, threshold=s.threshold, augment_source=True, **photo, **common), False),
+        ("DUDA, fine-tuning", duda, duda.FineTuning(net(), [net(s.teacher)], threshold=s.threshold, augment_source=True, **photo, **common), False)):
         clock, streams = Clock(), {"source": Stream(source, s.batch), "target": Stream(target, s.batch, role="target", labelled=labelled)}
         for n in method.nets.values(): n.forward = clock.wrap(n.forward)
         with contextlib.ExitStack() as patched:
@@ -144,6 +144,68 @@ def papers(steps=40):
             whole = time.perf_counter() - start
         ratio = whole / clock.seconds
         row(f"{name}: one step at laptop scale against its bare forwards, losses and backwards", 1e3 * whole / steps, 1e3 * clock.seconds / steps, ratio, "at most 1.10 times", ratio <= 1.10, "ms")
+
+def memory(steps=8, rounds=7, frames=64):
+    "A step of DKD whose frozen teacher has seen every frame before, against the same step with the teacher asked each time."
+    from kdda.nets.heads import AuxHead
+    from kdda.papers.dkd import DKD
+    s = SCALES["laptop"]
+    source, target = (World(d, n=frames, size=s.size).render() for d in ("game", "city"))
+    net = lambda name: segmenter(name).to(memory_format=torch.channels_last)
+    def training(remembers):
+        torch.manual_seed(0)
+        large = net(s.teacher)
+        method = DKD(net(s.student), large, AuxHead(large.backbone.channels, 19), bn_source=False, photo=s.photo, width=16, layers=4)
+        if not remembers: method.memory = method.answer
+        streams = {"source": Stream(source, s.batch, flip=False), "target": Stream(target, s.batch, role="target", labelled=False, flip=False)}
+        return method, lambda: fit(method, streams, steps, progress=False)
+    (method, remembered), (_, asked) = training(True), training(False)   # the first rounds, which are not counted, show the teacher every frame
+    a, b, ratio = interleaved(remembered, asked, rounds)
+    row(f"DKD, one step at laptop scale, teacher's answers remembered ({method.memory.bytes / len(method.memory.kept) / 1024:.0f} KiB a view), against asking it", 1e3 * a / steps, 1e3 * b / steps, ratio,
+        "at least 1.2 times faster", ratio >= 1.2, "ms")
+
+def labels(rounds=9):
+    "Ids to train ids on a Cityscapes-size label, and the teacher's best class within each pixel's set."
+    from kdda.data.labels import CITYSCAPES_19_TO_CAMVID_11, CITYSCAPES_IDS, label_map, look_up
+    from kdda.papers.lsu import constrained_argmax
+    rng = np.random.default_rng(0)
+    segments = lambda n, size, cell=16: np.kron(rng.integers(0, n, (size[0] // cell, size[1] // cell)), np.ones((cell, cell))).astype(np.uint8)
+    ids = segments(34, (1024, 2048))
+    ours = lambda: look_up(CITYSCAPES_IDS, ids)
+    a, b, ratio = interleaved(ours, ids.copy, 5 * rounds)
+    row("ids to train ids, 1024x2048, against a copy in memory", 1e3 * a, 1e3 * b, 1 / ratio, "at most 2 times", 1 / ratio <= 2, "ms")
+    table = dict(enumerate(CITYSCAPES_IDS.tolist()))
+    a, b, ratio = interleaved(ours, lambda: np.vectorize(table.get, otypes=[np.uint8])(ids), max(3, rounds // 3))
+    row("ids to train ids, 1024x2048, against np.vectorize", 1e3 * a, 1e3 * b, ratio, "at least 20 times faster", ratio >= 20, "ms")
+    for what, m in (("CamVid's 32 labels, 8 of them with a choice", label_map("lsu_cityscapes_camvid")), ("CamVid's 11, half of them with a choice", CITYSCAPES_19_TO_CAMVID_11.inverse()), ("every class everywhere", None)):
+        sets = torch.ones(256, 20, dtype=torch.bool) if m is None else torch.from_numpy(m.sets())
+        label, score = torch.from_numpy(segments(len(m.source) if m else 19, (512, 1024)))[None], torch.rand(1, 19, 512, 1024, generator=torch.Generator().manual_seed(0))
+        a, b, ratio = interleaved(lambda: constrained_argmax(score, label, sets), lambda: score.argmax(1), rounds)
+        row(f"best class within sets, 19 classes, 512x1024, {what}, against plain argmax", 1e3 * a, 1e3 * b, 1 / ratio, "at most 1.3 times", 1 / ratio <= 1.3, "ms")
+
+def disk(rounds=7, frames=6):
+    "A Cityscapes tree of full-size PNGs: batches of crops against a torchvision v2 pipeline, and the doctor against bare decoding."
+    from PIL import Image
+    from torchvision import tv_tensors
+    from torchvision.io import ImageReadMode, decode_image
+    from torchvision.transforms import v2
+    from kdda.data.datasets import Cityscapes, check
+    from kdda.data.labels import CITYSCAPES_IDS
+    with tempfile.TemporaryDirectory() as root:
+        World("city", n=frames, size=(1024, 2048)).export("cityscapes", root)
+        ds = Cityscapes(root, "train")
+        files = [(str(ds.root / s.image), str(f)) for s, (f, _) in zip(ds.samples, ds.label_files)]
+        table, transform = torch.from_numpy(CITYSCAPES_IDS.copy()), v2.Compose([v2.RandomCrop((512, 1024)), v2.RandomHorizontalFlip()])
+        def theirs():
+            pairs = [transform(tv_tensors.Image(decode_image(i, ImageReadMode.RGB)), tv_tensors.Mask(table[decode_image(l, ImageReadMode.UNCHANGED)[0].long()])) for i, l in files]
+            return torch.stack([i for i, _ in pairs]), torch.stack([l for _, l in pairs])
+        a, b, ratio = interleaved(lambda: Stream(ds, frames, crop=(512, 1024)).batch(0), theirs, rounds)
+        row(f"decode to batch, {frames} Cityscapes-size PNGs with labels, crops of 512x1024, against torchvision v2 (images a second)", frames / a, frames / b, ratio, "at least equal", ratio >= 1, "1/s")
+        def bare():
+            for pair in files:
+                for f in pair: np.array(Image.open(f))
+        a, b, ratio = interleaved(lambda: check("cityscapes", root, workers=1, splits=["train"]), bare, rounds)
+        row("layout doctor, Cityscapes-size frames a second on one core, against bare decoding of image and label", frames / a, frames / b, 1 / ratio, "at most 1.3 times its time", 1 / ratio <= 1.3, "1/s")
 
 def imports(rounds=7):
     run = lambda code: subprocess.run([sys.executable, "-c", code], check=True)
@@ -177,7 +239,7 @@ def gains():
         if least: row(f"{scenario}: dacs over source_only, equal steps and augmentation, 3 seeds (adabn {adabn:.1f}, oracle {oracle:.1f})", dacs, source, None, f"at least +{least}, oracle above 50", dacs - source >= least and oracle > 50, "mIoU")
         else: row(f"{scenario}: dacs over the majority-class guess, 3 seeds (source_only {source:.1f}, adabn {adabn:.1f}, oracle {oracle:.1f})", dacs, guess, dacs / guess, "clearly above: 3 times", dacs >= 3 * guess, "mIoU")
 
-PARTS = {f.__name__: f for f in (imports, world, confusion, mit, overhead, papers, gains, demo, real)}
+PARTS = {f.__name__: f for f in (imports, world, labels, disk, confusion, mit, overhead, papers, memory, gains, demo, real)}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

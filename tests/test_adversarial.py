@@ -172,7 +172,7 @@ def test_the_judges_learn_to_tell_maps_apart_and_the_plot_shows_it():
     optimiser.add_param_group({"params": m.groups()["judge"][1].parameters()})
     for t in range(30):
         optimiser.zero_grad()
-        history.append({"step": t} | {k: float(v) for k, v in m.judge(source, target, lambda loss, name: loss.backward()).items()})
+        history.append({"step": t} | {k: v.item() for k, v in m.judge(source, target, lambda loss, name: loss.backward()).items()})
         optimiser.step()
     for level in LEVELS:
         assert history[-1][f"judge_{level}"] < 0.3 < 0.6 < history[0][f"judge_{level}"]
@@ -237,6 +237,7 @@ def test_the_target_has_no_labels_and_paper_scale_is_the_published_recipe():
     stage, = Run("adversarial", scale="smoke").row.stages(Run("adversarial", scale="smoke"))
     assert "label" not in next(stage.streams["target"]) and "label" in next(stage.streams["source"])
     with pytest.warns(UserWarning, match="random weights"): run = Run("adversarial", scale="paper", student="drn_d_22+linear")
+    run._data = {"source": GAME, "target": CITY}     # a thousand frames of 512x1024 take long to paint
     stage, = run.row.stages(run)
     assert stage.options["optim"]["main"] == Optim("sgd", lr=2.5e-4, weight_decay=5e-4, power=0.9)
     assert stage.options["optim"]["judge"] == Optim(lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, power=0.9)

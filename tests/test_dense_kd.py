@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from kdda.bench.runs import Run, execute
 from kdda.data.batches import Stream
 from kdda.data.world import World
-from kdda.learn.dense_kd import (DENSE, DenseKD, attention_map, attention_transfer, cell_for, channel_kl, cross_image_relation, pairwise_similarity, same_size,
+from kdda.learn.dense_kd import (DENSE, Adapter, DenseKD, Memory, attention_map, attention_transfer, cell_for, channel_kl, cross_image_relation, pairwise_similarity, same_size,
                                  tap_channels)
 from kdda.learn.fit import Optim, fit, to_device
 from kdda.learn.losses import cross_entropy, kd_kl
@@ -205,6 +205,25 @@ def test_channels_of_taps_are_what_the_network_gives():
         for t in taps: assert out[t].shape[1] == tap_channels(n, t)
         assert logits.shape[1] == tap_channels(n, "logits")
 
+def test_memory_answers_the_same_bits_and_asks_once():
+    n, asked = net(TEACHER).eval(), []
+    def ask(x): asked.append(len(x)); return n.head(n.backbone(x)), x[:, :1]
+    memory, x = Memory(ask), torch.randn(5, 3, 32, 64).contiguous(memory_format=torch.channels_last)
+    a = memory(x)
+    order = torch.tensor([4, 1, 1, 0])
+    b = memory(x[order])
+    assert len(asked) == 5 and all(torch.equal(p[order], q) for p, q in zip(a, b))
+    assert torch.equal(memory(x[:1])[0], Memory(ask)(x[:1])[0])
+    memory(x.flip(-1)); assert len(asked) == 11                    # a mirrored view is another view
+    poor = Memory(ask, limit=memory.bytes // 4)
+    assert all(torch.equal(p, q) for p, q in zip(poor(x), a)) and poor.bytes <= memory.bytes // 4 and 0 < len(poor.kept) < 5
+    assert all(torch.equal(p, q) for p, q in zip(poor(x), a))
+
+def test_an_adapter_is_there_only_where_it_is_needed():
+    f = torch.randn(2, 16, 4, 8)
+    assert Adapter(16, 24)(f, torch.empty(2, 24, 8, 16)).shape == (2, 24, 8, 16)
+    assert Adapter(16, 16)(f, f) is f and not list(Adapter(16, 16).parameters())
+
 class Killed(Exception): pass
 
 @pytest.mark.parametrize("loss", ["fitnets", "cirkd"])
@@ -225,3 +244,12 @@ def test_every_loss_is_a_row(tmp_path):
     for loss in DENSE:
         m = execute(Run("dense_kd", scale="smoke", options={"loss": loss}, out=tmp_path), progress=False, say=lambda s: None)
         assert [(n["method"], n["student"]) for n in m["needs"]] == [("oracle", "resnet10_slim+lraspp:64")] and m["student"]["name"] == "resnet10_nano+segformer:48"
+
+def test_a_row_is_the_same_whatever_was_drawn_before(tmp_path):
+    states = []
+    for k in range(2):
+        torch.manual_seed(k)
+        run = Run("dense_kd", scale="smoke", options={"loss": "fitnets"}, out=tmp_path / str(k))
+        execute(run, progress=False, say=lambda s: None)
+        states.append(run.stage_state("distil"))
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])

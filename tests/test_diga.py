@@ -10,13 +10,14 @@ from kdda.data.augment import normalize
 from kdda.data.batches import Stream
 from kdda.data.labels import IGNORE
 from kdda.data.world import World
+from kdda.learn import pseudo_labels
 from kdda.learn.losses import cross_entropy
 from kdda.learn.selftrain import ema_update
 from kdda.nets.segmenter import segmenter
 from kdda.papers import diga
-from kdda.papers.diga import (BINS, DiGA, Features, PatchDiscriminator, PseudoLabelled, TranslatorGAN, WarmUp, boundary_mask, class_means, class_thresholds, consensus,
-                              count_labels, crdomix, domain_random, feature_labels, half_of_the_values, initial_centroids, label_quality, labelled_by, move_centroids, multi_scale_logits,
-                              symmetric_kd, threshold_counts, translate_fda, translate_stats, write_pseudo_labels)
+from kdda.learn.pseudo_labels import BINS, PseudoLabelled, class_thresholds, count_labels, multi_scale_logits, write_pseudo_labels
+from kdda.papers.diga import (DiGA, Features, PatchDiscriminator, TranslatorGAN, WarmUp, boundary_mask, class_means, consensus, crdomix, domain_random, feature_labels,
+                              half_of_the_values, initial_centroids, label_quality, labelled_by, move_centroids, symmetric_kd, threshold_counts, translate_fda, translate_stats)
 
 SIZE, C = (32, 64), 19
 rng = lambda s=0: torch.Generator().manual_seed(s)
@@ -30,6 +31,8 @@ def city(): return World("city", n=6, size=SIZE).render()
 def net(seed=0, name="resnet10_nano+segformer:48"):
     torch.manual_seed(seed)
     return segmenter(name)
+
+def stored(folder): return {f.name: f.read_bytes() for f in folder.iterdir() if f.name != ".lock"}
 
 def images(world, n=2): return normalize(torch.from_numpy(np.stack([world.image(i) for i in range(n)])).permute(0, 3, 1, 2))
 def labels(world, n=2): return torch.from_numpy(np.stack([world.label(i) for i in range(n)]))
@@ -185,7 +188,7 @@ def test_multi_scale_logits_are_the_larger_of_the_two(city):
 def test_store_is_resumable_and_refuses_strangers(city, tmp_path):
     n, folder = net().eval(), tmp_path / "labels"
     write_pseudo_labels(n, city, folder, batch=4)
-    first = {f.name: f.read_bytes() for f in folder.iterdir()}
+    first = stored(folder)
     assert len(first) == len(city) + 1
     manifest = json.loads(first["manifest.json"])
     assert manifest["keys"] == [city.key(i) for i in range(len(city))]
@@ -199,16 +202,16 @@ def test_store_is_resumable_and_refuses_strangers(city, tmp_path):
     with pytest.raises(ValueError, match="another select"): write_pseudo_labels(n, city, folder, select="fixed")
 
 def test_store_dies_between_files_and_goes_on(city, tmp_path, monkeypatch):
-    write, calls = diga._write, []
+    write, calls = pseudo_labels._save, []
     def dying(path, data):
         if len(calls) == 4: raise KeyboardInterrupt
         calls.append(path.name); write(path, data)
-    monkeypatch.setattr(diga, "_write", dying)
+    monkeypatch.setattr(pseudo_labels, "_save", dying)
     with pytest.raises(KeyboardInterrupt): write_pseudo_labels(net().eval(), city, tmp_path / "a", batch=1)
-    monkeypatch.setattr(diga, "_write", write)
+    monkeypatch.setattr(pseudo_labels, "_save", write)
     write_pseudo_labels(net().eval(), city, tmp_path / "a", batch=1)
     write_pseudo_labels(net().eval(), city, tmp_path / "b", batch=1)
-    assert {f.name: f.read_bytes() for f in (tmp_path / "a").iterdir()} == {f.name: f.read_bytes() for f in (tmp_path / "b").iterdir()}
+    assert stored(tmp_path / "a") == stored(tmp_path / "b")
 
 def test_labels_are_argmax_and_never_the_truth(city, tmp_path):
     class NoTruth(World):
@@ -349,7 +352,7 @@ def test_teacher_modes(game, city):
 
 def test_label_quality_counts(city):
     truth, given = torch.tensor([[[0, 0, 1, 1, 255]]], dtype=torch.uint8), torch.tensor([[[0, 255, 1, 0, 0]]], dtype=torch.uint8)
-    q = diga.LabelQuality(count_labels(given, truth, 2))
+    q = pseudo_labels.LabelQuality(count_labels(given, truth, 2))
     assert q.precision.tolist() == [0.5, 1.0] and q.coverage.tolist() == [0.5, 1.0]
     assert q.total == pytest.approx({"coverage": 3 / 4, "precision": 2 / 3})
     joint = torch.zeros(2, 2, BINS, dtype=torch.long); joint[0, 0, 950] = 3; joint[0, 1, 100] = 2; joint[1, 1, 899] = 1
@@ -449,7 +452,7 @@ def test_finished_round_gives_back_what_made_the_labels(tmp_path):
     student, teacher, c, seen = found["end of round 2"]
     for (k, a), b in zip(student.state_dict().items(), run.load_student().state_dict().values()): assert torch.equal(a, b), k
     manifest = json.loads((run.folder / "round_1" / "pseudo_labels" / "manifest.json").read_text())
-    assert manifest["identity"]["network"] == diga._digest(found["start of round 1"][0])     # the warm-up's student wrote the first labels
+    assert manifest["identity"]["network"] == pseudo_labels.digest(found["start of round 1"][0])     # the warm-up's student wrote the first labels
     assert seen.any() and c.shape == found["start of round 1"][2].shape and not torch.equal(c, found["start of round 1"][2])
 
 def test_disk_scenario_with_resizing_and_crops(tmp_path):

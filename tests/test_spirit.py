@@ -12,8 +12,8 @@ from kdda.data.world import World
 from kdda.learn.fit import Optim, fit, fit_stages, to_device
 from kdda.nets.segmenter import WeightsError, count_macs, segmenter
 from kdda.papers import spirit
-from kdda.papers.spirit import (Balanced, ExplainedShare, Imitation, Party, Pool, TeacherCache, Transfer, drawn, extra_images, few_labels, hp_accuracy, hp_threshold,
-                                image_scores, imitation, load_pretrained, mirrored, precision_table, print_precision, renewed, segmentation_variance, spliced)
+from kdda.papers.spirit import (Balanced, ExplainedShare, Imitation, Party, Pool, Transfer, drawn, extra_images, few_labels, hp_accuracy, hp_threshold,
+                                image_scores, imitation, load_pretrained, precision_table, print_precision, renewed, segmentation_variance, spliced)
 
 SIZE = (32, 64)
 CITY, OTHER = World("city", n=8, size=SIZE).render(), World("country", n=12, size=SIZE, seed=1).render()
@@ -175,40 +175,21 @@ def test_explained_share_rises_on_two_domains():
     after = m.explained(CITY), m.explained(OTHER)
     assert all(b < 0.2 and a > b + .2 for b, a in zip(before, after)), (before, after)
 
-# the cache
+# what the teacher said
 
-def test_kept_answers_are_the_teachers_and_computed_once():
-    m = pair().eval()
-    asked = []
+def test_imitation_asks_the_teacher_once_for_a_view():
+    m, asked = pair(), []
     m.nets["teacher"].register_forward_pre_hook(lambda mod, a: asked.append(len(a[0])))
-    x = torch.randn(5, 3, *SIZE)
-    with torch.no_grad(): direct = m.nets["teacher"](x).map
-    asked.clear()
-    for ids in ([0, 1], [1, 2, 3], [4, 0], [3, 3]): torch.testing.assert_close(m.cache(x[ids], ids), direct[ids], rtol=1e-4, atol=1e-5)
-    assert asked == [1] * 5
-    m.cache.limit = 0
-    m.cache(x[:2], [7, 8]); m.cache(x[:2], [7, 8])
-    assert asked == [1] * 9 and set(m.cache.kept) == {0, 1, 2, 3, 4}
+    train(m, {"pool": Stream(CITY, 2, role="pool", labelled=False)}, 40)              # ten epochs, mirrored at random
+    assert asked == [1] * 16 == [1] * len(m.memory.kept)
 
-def test_what_is_kept_does_not_depend_on_company():
-    x, order = torch.randn(6, 3, *SIZE), [[0, 1, 2, 3, 4, 5], [5], [0, 3], [4, 2, 1]]
-    a, b = TeacherCache(net(LARGE, 1).eval().split("stage3")[0]), TeacherCache(net(LARGE, 1).eval().split("stage3")[0])
-    whole = a(x, range(6))
-    for ids in order[1:]: assert torch.equal(b(x[ids], ids), whole[ids])
+def test_what_is_remembered_does_not_change_the_training():
+    runs = [train(pair(remember=n), pool_stream(), 6, log_every=1) for n in (2**29, 30_000, 0)]
+    assert runs[0] == runs[1] == runs[2]
 
-def test_mirrored_says_what_it_did_and_keeps_the_memory_format():
-    x = torch.randn(16, 3, 8, 12).contiguous(memory_format=torch.channels_last)
-    out, views = mirrored(x, [f"k{i}" for i in range(16)], torch.Generator().manual_seed(0))
-    assert {f for _, f in views} == {True, False} and out.is_contiguous(memory_format=torch.channels_last)
-    for i, (key, flipped) in enumerate(views): assert key == f"k{i}" and torch.equal(out[i], x[i].flip(-1) if flipped else x[i])
-
-def test_with_and_without_cache_is_the_same_training():
-    runs = []
-    for keep in (2**30, 0):
-        m = pair(keep=keep)
-        history = train(m, pool_stream(), 6, log_every=1)
-        runs.append([r["mimic"] for r in history])
-    assert runs[0] == pytest.approx(runs[1], rel=1e-4)
+def test_the_remembered_map_is_the_teachers():
+    m, x = pair(), torch.randn(3, 3, *SIZE)
+    with torch.no_grad(): torch.testing.assert_close(m.memory(x)[0], m.nets["teacher"](x).map, rtol=2e-3, atol=2e-3)   # kept in half precision
 
 # what moves and what does not
 
@@ -442,6 +423,10 @@ def test_the_teachers_back(out):
 def test_esd_without_proximity_images_is_sd_to_the_bit(out):
     a, b = (go(m, out, options=o)[0].load_student().state_dict() for m, o in (("sd", {"budget": 4}), ("esd", {"budget": 4, "r": 0})))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+def test_a_row_with_an_adapter_is_the_same_whatever_was_drawn_before(out, tmp_path):
+    a, b = (go("sd", o, student=NANO)[0] for o in (out, tmp_path))
+    assert all(torch.equal(a.stage_state("imitate")[k], v) for k, v in b.stage_state("imitate").items())
 
 def test_the_teacher_from_a_file(out, tmp_path):
     torch.save(net("resnet10_slim+lraspp:64", 7).backbone.state_dict(), tmp_path / "t.pt")

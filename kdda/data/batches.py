@@ -6,7 +6,7 @@
 __all__ = ['TRIES', 'role_rng', 'Uniform', 'class_counts', 'rare_class_probabilities', 'RareClass', 'dominated', 'place_crop',
            'Stream', 'InOrder', 'in_order']
 
-# %% ../../nbs/data/05_batches.ipynb #50034de1
+# %% ../../nbs/data/05_batches.ipynb #ce0303a9
 import os, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ import numpy as np, torch
 from .datasets import DataError, Unlabelled, count_bytes, resize, write_whole
 from .labels import IGNORE
 
-# %% ../../nbs/data/05_batches.ipynb #c46980d5
+# %% ../../nbs/data/05_batches.ipynb #49a0b209
 def role_rng(seed: int,      # of the run
              role: str,      # what for: "source", "target", ...
              position: int,  # where in that stream
@@ -27,7 +27,7 @@ def role_rng(seed: int,      # of the run
     "The random numbers of one place in one stream: nothing else decides them."
     return np.random.default_rng([seed, crc32(role.encode()), position])
 
-# %% ../../nbs/data/05_batches.ipynb #9db1803f
+# %% ../../nbs/data/05_batches.ipynb #946bd445
 @dataclass(frozen=True)
 class Uniform:
     "Every sample once an epoch, in a new order each time."
@@ -38,7 +38,7 @@ class Uniform:
         order = lru_cache(4)(lambda epoch: role_rng(seed, role + "/order", epoch).permutation(n))
         return lambda numbers, u: ([int(order(k // n)[k % n]) for k in numbers], [None] * len(numbers))
 
-# %% ../../nbs/data/05_batches.ipynb #40098a44
+# %% ../../nbs/data/05_batches.ipynb #bf5d710b
 def _read(dataset, what, i):
     "`dataset.image(i)` or `.label(i)`; whatever goes wrong names the sample."
     where = f"{dataset.name}, {what} of {dataset.key(i)} (sample {i})"
@@ -54,7 +54,7 @@ def _checked(dataset, label, i):
     if ((label - np.uint8(n)) < np.uint8(IGNORE - n)).any(): dataset.space.check(label, f"{dataset.name}, label of {dataset.key(i)}")   # bytes wrap around
     return label
 
-# %% ../../nbs/data/05_batches.ipynb #9803d759
+# %% ../../nbs/data/05_batches.ipynb #42e5f312
 def class_counts(dataset,         # with labels
                  cache=None,      # a .npz file to keep the counts in; None keeps nothing
                  workers=None,    # threads that decode; None takes one for each core
@@ -81,7 +81,7 @@ def _kept_counts(cache, space):
 def _save_counts(file, space, names, counts):
     with open(file, "wb") as f: np.savez(f, space=space.name, names=names, counts=counts)
 
-# %% ../../nbs/data/05_batches.ipynb #1c871c0d
+# %% ../../nbs/data/05_batches.ipynb #4d43bb26
 def rare_class_probabilities(pixels,           # [C] pixels of each class in the whole dataset
                              temperature=.01,  # towards 0 only the rarest class, towards infinity all alike
                             ) -> np.ndarray:   # [C], sums to 1; 0 for classes that do not occur
@@ -92,7 +92,7 @@ def rare_class_probabilities(pixels,           # [C] pixels of each class in the
     e = np.exp(z - z.max())
     return e / e.sum()
 
-# %% ../../nbs/data/05_batches.ipynb #f6fa75ec
+# %% ../../nbs/data/05_batches.ipynb #4bdce2cb
 @dataclass(frozen=True)
 class RareClass:
     "Draw a class, rare ones more often, then an image that shows it, then a crop that shows it (DAFormer)."
@@ -116,7 +116,7 @@ class RareClass:
             return [int(shows[c][int(v * len(shows[c]))]) for c, v in zip(drawn, u[:, 1])], drawn
         return pick
 
-# %% ../../nbs/data/05_batches.ipynb #d02b6669
+# %% ../../nbs/data/05_batches.ipynb #b9a7336d
 def dominated(label: np.ndarray,       # uint8 [H,W]
               max_class_share: float,  # DAFormer: .75
              ) -> bool:
@@ -124,7 +124,7 @@ def dominated(label: np.ndarray,       # uint8 [H,W]
     n = np.bincount(label.ravel(), minlength=256)[:IGNORE]
     return bool(np.count_nonzero(n) < 2 or n.max() >= max_class_share * n.sum())
 
-# %% ../../nbs/data/05_batches.ipynb #19c6f424
+# %% ../../nbs/data/05_batches.ipynb #3881a0dd
 TRIES = 10   # draws of a crop before the last one is taken as it is (DAFormer)
 
 def place_crop(u,                     # [TRIES**2,2] numbers from U(0,1)
@@ -146,14 +146,14 @@ def place_crop(u,                     # [TRIES**2,2] numbers from U(0,1)
         if wanted is None or np.count_nonzero(seen == wanted) > min_pixels: break
     return t, l
 
-# %% ../../nbs/data/05_batches.ipynb #e1b87a65
+# %% ../../nbs/data/05_batches.ipynb #5a928a27
 def _stack(dataset, arrays, indices, what):
     if len({a.shape for a in arrays}) > 1:
         raise DataError(dataset.name, f"{what}s of different sizes in one batch: " + ", ".join(f"{dataset.key(i)} {a.shape[0]}x{a.shape[1]}"
                         for i, a in zip(indices, arrays)), "give crop=, resize with size=, or use batch_size=1")
     return torch.from_numpy(np.stack(arrays))
 
-# %% ../../nbs/data/05_batches.ipynb #466e7ae1
+# %% ../../nbs/data/05_batches.ipynb #ffde2d98
 class Stream:
     "An endless stream of batches; batch `position` is a pure function of (seed, role, position)."
     def __init__(self, dataset,
@@ -199,14 +199,18 @@ class Stream:
         where = f"{self.dataset.name}, {self.dataset.key(i)}"
         if label is not None and label.shape != image.shape[:2]:
             raise DataError(where, f"the image is {image.shape[0]}x{image.shape[1]}, the label {label.shape[0]}x{label.shape[1]}", "repair it or drop it from the split")
-        if self.size: image, label = resize(image, self.size), None if label is None else resize(label, self.size)
-        if self.crop:
-            (H, W), (h, w) = image.shape[:2], self.crop
-            if h > H or w > W: raise DataError(where, f"is {H}x{W}, smaller than the crop {h}x{w}", "use a smaller crop or size=")
-            t, l = place_crop(u[3:].reshape(-1, 2), (H - h, W - w), self.crop, label, self.max_class_share, wanted, getattr(self.sampler, "min_crop_pixels", 0))
-            image, label = image[t:t + h, l:l + w], None if label is None else label[t:t + h, l:l + w]
+        image, label = self._cut(image, label, i, where, wanted, u[3:].reshape(-1, 2))
         if self.flip and u[2] < .5: image, label = image[:, ::-1], None if label is None else label[:, ::-1]
         return image, None if label is None else _checked(self.dataset, label, i)
+
+    def _cut(self, image, label, i, where, wanted, u):
+        "Resize and crop."
+        if self.size: image, label = resize(image, self.size), None if label is None else resize(label, self.size)
+        if not self.crop: return image, label
+        (H, W), (h, w) = image.shape[:2], self.crop
+        if h > H or w > W: raise DataError(where, f"is {H}x{W}, smaller than the crop {h}x{w}", "use a smaller crop or size=")
+        t, l = place_crop(u, (H - h, W - w), self.crop, label, self.max_class_share, wanted, getattr(self.sampler, "min_crop_pixels", 0))
+        return image[t:t + h, l:l + w], None if label is None else label[t:t + h, l:l + w]
 
     def __iter__(self): return self
 
@@ -242,7 +246,7 @@ class Stream:
         for f in self._ahead: f.cancel()
         self._ahead.clear()
 
-# %% ../../nbs/data/05_batches.ipynb #4ee17d6a
+# %% ../../nbs/data/05_batches.ipynb #fdefd0ae
 class InOrder:
     "Every sample once, as they come; then nothing."
     def bind(self, dataset, seed, role):

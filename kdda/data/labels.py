@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'CITYSCAPES_19', 'CITYSCAPES_16', 'CITYSCAPES_13', 'CAMVID_11', 'CITYSCAPES_IDS', 'CITYSCAPES_19_TO_16',
-           'CITYSCAPES_16_TO_13', 'CITYSCAPES_19_TO_CAMVID_11', 'LabelSpace', 'listing', 'look_up', 'View', 'Taxonomy',
-           'taxonomy', 'taxonomies', 'LabelMap', 'show_labels']
+           'CITYSCAPES_16_TO_13', 'CITYSCAPES_19_TO_CAMVID_11', 'CORRECTIONS', 'LabelSpace', 'listing', 'look_up',
+           'View', 'Taxonomy', 'taxonomy', 'taxonomies', 'LabelMap', 'label_map', 'label_maps', 'show_map',
+           'show_labels']
 
-# %% ../../nbs/data/01_labels.ipynb #37649b59
+# %% ../../nbs/data/01_labels.ipynb #768f8424
 import json
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,10 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-# %% ../../nbs/data/01_labels.ipynb #8dfed0a9
+# %% ../../nbs/data/01_labels.ipynb #774996de
 IGNORE = 255    # the label of void pixels, in every label space
 
-# %% ../../nbs/data/01_labels.ipynb #c661a314
+# %% ../../nbs/data/01_labels.ipynb #c4341ac2
 @dataclass(frozen=True)
 class LabelSpace:
     "An ordered list of classes: class i has label i, `IGNORE` is void."
@@ -53,6 +54,15 @@ class LabelSpace:
         palette[:len(self)] = self.colors
         return palette[np.asarray(label)]
 
+    def only(self, name, classes):
+        "The space of some of the classes, in the order given."
+        return LabelSpace(name, classes, [self.colors[self.index(c)] for c in classes], [t for t in self.things if t in classes])
+
+    def __or__(self, other):
+        "The union: classes of one name are one class."
+        more = [c for c in other.classes if c not in self.classes]
+        return LabelSpace(f"{self.name}|{other.name}", (*self.classes, *more), (*self.colors, *(other.colors[other.index(c)] for c in more)), dict.fromkeys((*self.things, *other.things)))
+
     def check(self,
               label,            # uint8 labels
               where="a label",  # what to call it in the error: the file, as a rule
@@ -65,14 +75,14 @@ class LabelSpace:
         raise ValueError(f"{where}: label {ids} outside {self.name} (0..{len(self) - 1}, void {IGNORE}), "
                          f"{bad.mean():.2%} of the pixels; map the file's ids to this space, or repair or drop the file")
 
-# %% ../../nbs/data/01_labels.ipynb #583aa8ea
+# %% ../../nbs/data/01_labels.ipynb #f7d56e0b
 def listing(noun, items, most=8):
     "'id 7', 'ids 7, 8', or with many items the first ones and how many more there are: for messages."
     more = f" and {len(items) - most} more" if len(items) > most else ""
     plural = "" if len(items) == 1 else "es" if noun.endswith("s") else "s"
     return f"{noun}{plural} {', '.join(map(str, items[:most]))}{more}"
 
-# %% ../../nbs/data/01_labels.ipynb #7b894e5d
+# %% ../../nbs/data/01_labels.ipynb #bf7d40ed
 _CITYSCAPES = {  # name: (RGB, labelId), in train-id order; cityscapesscripts, helpers/labels.py
     "road": ((128, 64, 128), 7), "sidewalk": ((244, 35, 232), 8), "building": ((70, 70, 70), 11),
     "wall": ((102, 102, 156), 12), "fence": ((190, 153, 153), 13), "pole": ((153, 153, 153), 17),
@@ -83,15 +93,11 @@ _CITYSCAPES = {  # name: (RGB, labelId), in train-id order; cityscapesscripts, h
 
 _THINGS = ("traffic light", "traffic sign", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 
-def _cityscapes(name, without=()):
-    keep = [c for c in _CITYSCAPES if c not in without]
-    return LabelSpace(name, keep, [_CITYSCAPES[c][0] for c in keep], [c for c in _THINGS if c not in without])
+CITYSCAPES_19 = LabelSpace("cityscapes_19", _CITYSCAPES, [rgb for rgb, _ in _CITYSCAPES.values()], _THINGS)
+CITYSCAPES_16 = CITYSCAPES_19.only("cityscapes_16", [c for c in _CITYSCAPES if c not in ("terrain", "truck", "train")])
+CITYSCAPES_13 = CITYSCAPES_16.only("cityscapes_13", [c for c in CITYSCAPES_16.classes if c not in ("wall", "fence", "pole")])
 
-CITYSCAPES_19 = _cityscapes("cityscapes_19")
-CITYSCAPES_16 = _cityscapes("cityscapes_16", without=("terrain", "truck", "train"))
-CITYSCAPES_13 = _cityscapes("cityscapes_13", without=("terrain", "truck", "train", "wall", "fence", "pole"))
-
-# %% ../../nbs/data/01_labels.ipynb #5b984890
+# %% ../../nbs/data/01_labels.ipynb #baa4d77c
 _CAMVID = {  # in the order of the files, 0..10: whose colour it wears
     "sky": "sky", "building": "building", "pole": "pole", "road": "road", "pavement": "sidewalk", "tree": "vegetation",
     "sign_symbol": "traffic sign", "fence": "fence", "car": "car", "pedestrian": "person", "bicyclist": "rider"}
@@ -99,7 +105,7 @@ _CAMVID = {  # in the order of the files, 0..10: whose colour it wears
 CAMVID_11 = LabelSpace("camvid_11", _CAMVID, [_CITYSCAPES[c][0] for c in _CAMVID.values()],
                        things=("sign_symbol", "car", "pedestrian", "bicyclist"))
 
-# %% ../../nbs/data/01_labels.ipynb #ed4f2903
+# %% ../../nbs/data/01_labels.ipynb #6823a689
 def look_up(table,  # uint8 [256]
             label,  # uint8, any shape
            ):       # -> uint8, the same shape, a new array
@@ -108,12 +114,12 @@ def look_up(table,  # uint8 [256]
     flat = np.ascontiguousarray(label).reshape(-1).data      # no copy, as a rule
     return np.frombuffer(bytearray(flat).translate(table.tobytes()), np.uint8).reshape(label.shape)
 
-# %% ../../nbs/data/01_labels.ipynb #2ce51330
+# %% ../../nbs/data/01_labels.ipynb #824a93a3
 CITYSCAPES_IDS = np.full(256, IGNORE, np.uint8)   # labelId -> train id of CITYSCAPES_19
 CITYSCAPES_IDS[[i for _, i in _CITYSCAPES.values()]] = np.arange(len(_CITYSCAPES))
 CITYSCAPES_IDS.setflags(write=False)              # it is shared by everyone
 
-# %% ../../nbs/data/01_labels.ipynb #98aadcc7
+# %% ../../nbs/data/01_labels.ipynb #369a1560
 class View(NamedTuple):
     "One way to read a dataset's ids."
     space: LabelSpace
@@ -172,7 +178,7 @@ def _invented(i):
     import colorsys
     return tuple(int(255 * c) for c in colorsys.hsv_to_rgb(i * .61803 % 1, .5 + .3 * (i % 2), .55 + .15 * (i % 3)))
 
-# %% ../../nbs/data/01_labels.ipynb #25ea6216
+# %% ../../nbs/data/01_labels.ipynb #ec069b83
 _TABLES = files("kdda.data") / "taxonomies"
 
 @lru_cache
@@ -186,18 +192,20 @@ def taxonomies():
     "The names of all tables."
     return sorted(f.name.removesuffix(".json") for f in _TABLES.iterdir() if f.name.endswith(".json"))
 
-# %% ../../nbs/data/01_labels.ipynb #2934a106
+# %% ../../nbs/data/01_labels.ipynb #532b0a8b
 def _names(space, value):
-    "One class name, or some, as a tuple in the order of `space`."
-    names = (value,) if isinstance(value, str) else value
-    return tuple(space.classes[i] for i in sorted({space.index(t) for t in names}))
+    "One class name, or some, or None for void, as a tuple in the order of `space`, void last; void alone is ()."
+    names = (value,) if isinstance(value, str) or value is None else value
+    classes = tuple(space.classes[i] for i in sorted({space.index(t) for t in names if t is not None}))
+    return (*classes, None) if classes and None in names else classes
 
 @dataclass(frozen=True)
 class LabelMap:
-    "Which classes of `target` each class of `source` may be; the empty set is void."
+    "Which classes of `target` each class of `source` may be: a relation between two spaces, void included."
     source: LabelSpace
     target: LabelSpace
-    allowed: dict = field(hash=False)   # source class -> target class or classes, () = void; no source class left out
+    allowed: dict = field(hash=False)   # source class -> target class or classes, None among them: or void; () = void; no source class left out
+    void: tuple = ()                    # what void pixels of the source may be, likewise
 
     def __post_init__(self):
         for s in self.allowed: self.source.index(s)
@@ -206,6 +214,7 @@ class LabelMap:
             raise ValueError(f"{self}: nothing is said about {listing('class', forgotten)}; "
                              "name target classes, or () for void")
         object.__setattr__(self, "allowed", {s: _names(self.target, self.allowed[s]) for s in self.source.classes})
+        object.__setattr__(self, "void", _names(self.target, self.void))
 
     @classmethod
     def identity(cls, space):
@@ -218,60 +227,103 @@ class LabelMap:
         return cls(source, target, {s: s if s in target.classes else () for s in source.classes} | renames)
 
     @classmethod
+    def groups(cls, source,
+               name,     # of the coarser space
+               groups):  # {its classes: their members}
+        "Classes merged into groups, painted like their first member; who is in no group is void."
+        of = {m: g for g, members in groups.items() for m in members}
+        firsts = {g: members[0] for g, members in groups.items()}
+        space = LabelSpace(name, groups, [source.colors[source.index(m)] for m in firsts.values()], [g for g, m in firsts.items() if m in source.things])
+        return cls(source, space, {s: of.get(s, ()) for s in source.classes})
+
+    @classmethod
     def from_mask(cls, source, target, mask):
-        "The map whose `mask` is this boolean matrix [Cs,Ct]."
-        return cls(source, target, {s: tuple(t for t, m in zip(target.classes, row, strict=True) if m)
-                                    for s, row in zip(source.classes, mask, strict=True)})
+        "The map whose `mask` is this boolean matrix [Cs+1,Ct+1]; an empty row is void."
+        *rows, void = [tuple(t for t, m in zip((*target.classes, None), row, strict=True) if m) for row in mask]
+        return cls(source, target, dict(zip(source.classes, rows, strict=True)), void)
 
     @property
     def mask(self):
-        "The allowed sets as a boolean matrix [Cs,Ct]."
-        return np.array([[t in self.allowed[s] for t in self.target.classes] for s in self.source.classes])
+        "The allowed sets as a boolean matrix [Cs+1,Ct+1], void last."
+        return np.array([[t in row for t in self.target.classes] + [not row or None in row] for row in (*self.allowed.values(), self.void)])
 
     @property
     def is_total(self):
         "No class becomes void."
-        return all(self.allowed.values())
+        return not self.mask[:-1, -1].any()
 
     @property
     def is_single_valued(self):
-        "No class has a choice."
-        return all(len(t) <= 1 for t in self.allowed.values())
-
-    def then(self, other):
-        "First this map, then `other`: the product of the relations; a class keeps what any of its options may become."
-        if self.target != other.source:
-            raise ValueError(f"{self} cannot be followed by {other}: {self.target.name} is not {other.source.name}")
-        return LabelMap.from_mask(self.source, other.target, self.mask @ other.mask)
-
-    def lut(self):
-        "The look-up table uint8 [256] of a single-valued map."
-        split = [s for s, t in self.allowed.items() if len(t) > 1]
-        if split:
-            raise ValueError(f"{self} has no look-up table, it splits {listing('class', split)}; "
-                             "choose one target for each, or use the allowed sets (`mask`)")
-        table = np.full(256, IGNORE, np.uint8)
-        for i, t in enumerate(self.allowed.values()):
-            if t: table[i] = self.target.index(t[0])
-        return table
-
-    def apply(self, label):
-        "A label in the target space, for single-valued maps; ids outside the source become void (`check` finds them)."
-        return look_up(self.lut(), label)
+        "No class has a choice, nor has void."
+        return bool((self.mask.sum(1) == 1).all())
 
     def report(self):
         "What is split, merged, lost (void) and never reached, in a few lines."
+        said = lambda row: " | ".join(t or "void" for t in row)
         back = {t: [s for s, ts in self.allowed.items() if t in ts] for t in self.target.classes}
-        rows = [("split", [f"{s} -> {' | '.join(t)}" for s, t in self.allowed.items() if len(t) > 1]),
+        rows = [("split", [f"{s} -> {said(t)}" for s, t in self.allowed.items() if len(t) > 1]),
                 ("merged", [f"{' + '.join(s)} -> {t}" for t, s in back.items() if len(s) > 1]),
                 ("lost", [s for s, t in self.allowed.items() if not t]),
-                ("unreached", [t for t, s in back.items() if not s])]
+                ("unreached", [t for t, s in back.items() if not s and t not in self.void]),
+                ("filled", [f"void -> {said(self.void)}"] if self.void else [])]
         head = f"{self}: {len(self.source)} -> {len(self.target)} classes"
         return "\n".join([head] + [f"  {kind:<9} {'; '.join(found)}" for kind, found in rows if found])
 
     def __str__(self): return f"{self.source.name} -> {self.target.name}"
 
-# %% ../../nbs/data/01_labels.ipynb #635456e0
+# %% ../../nbs/data/01_labels.ipynb #206f31b0
+def _then(self, other):
+    "First this map, then `other`: a class may become whatever its options may become."
+    if self.target != other.source:
+        raise ValueError(f"{self} cannot be followed by {other}: {self.target.name} is not {other.source.name}")
+    return LabelMap.from_mask(self.source, other.target, self.mask @ other.mask)
+
+def _inverse(self):
+    "The pull-back: for each target class, or void, what it may have been."
+    return LabelMap.from_mask(self.target, self.source, self.mask.T)
+
+def _or(self, other):
+    "The union: what either map allows."
+    if (self.source, self.target) != (other.source, other.target): raise ValueError(f"no union of {self} and {other}: they are maps between different spaces")
+    return LabelMap.from_mask(self.source, self.target, self.mask | other.mask)
+
+def _restrict(self, source=None, target=None):  # LabelSpaces with some of the classes
+    "The map between smaller spaces; what is not in them is void."
+    m = LabelMap.by_name(source, self.source).then(self) if source else self
+    return m.then(LabelMap.by_name(m.target, target)) if target else m
+
+def _certain(self):
+    "The single-valued map that is left when every choice is void."
+    return LabelMap.from_mask(self.source, self.target, self.mask & (self.mask.sum(1, keepdims=True) == 1))
+
+def _choose(self, weight):  # of each target class
+    "The single-valued map that takes the heaviest class of each set; void stays void."
+    best = lambda row: max((t for t in row if t), key=lambda t: weight[self.target.index(t)], default=None)
+    return LabelMap(self.source, self.target, {s: best(row) for s, row in self.allowed.items()})
+
+def _lut(self):
+    "The look-up table uint8 [256] of a single-valued map."
+    split = [s or "void" for s, row in {**self.allowed, None: self.void}.items() if len(row) > 1]
+    if split:
+        raise ValueError(f"{self} has no look-up table, it splits {listing('class', split)}; "
+                         "`choose` one target for each, or use the allowed sets (`sets`)")
+    return np.where(self.sets().argmax(1) < len(self.target), self.sets().argmax(1), IGNORE).astype(np.uint8)
+
+def _sets(self):
+    "bool [256,Ct+1]: what a pixel with each label may be, void last. Labels that are no class are void."
+    out = np.zeros((256, len(self.target) + 1), bool)
+    out[:, -1] = True
+    out[[*range(len(self.source)), IGNORE]] = self.mask
+    return out
+
+def _apply(self, label):
+    "A label in the target space, for single-valued maps; ids outside the source become void (`check` finds them)."
+    return look_up(self.lut(), label)
+
+LabelMap.then, LabelMap.inverse, LabelMap.restrict, LabelMap.__or__ = _then, _inverse, _restrict, _or
+LabelMap.certain, LabelMap.choose, LabelMap.lut, LabelMap.sets, LabelMap.apply = _certain, _choose, _lut, _sets, _apply
+
+# %% ../../nbs/data/01_labels.ipynb #fb63b8d2
 CITYSCAPES_19_TO_16 = LabelMap.by_name(CITYSCAPES_19, CITYSCAPES_16)
 CITYSCAPES_16_TO_13 = LabelMap.by_name(CITYSCAPES_16, CITYSCAPES_13)
 CITYSCAPES_19_TO_CAMVID_11 = LabelMap.by_name(
@@ -279,7 +331,71 @@ CITYSCAPES_19_TO_CAMVID_11 = LabelMap.by_name(
     person="pedestrian", truck="car", bus="car", train="car", rider="bicyclist", motorcycle="bicyclist", bicycle="bicyclist",
     **{"traffic light": "sign_symbol", "traffic sign": "sign_symbol"})
 
-# %% ../../nbs/data/01_labels.ipynb #8cc5ff00
+# %% ../../nbs/data/01_labels.ipynb #62e33255
+_TABLE_OF = {"bdd": "bdd100k_semseg19", "camvid": "camvid32", "coco": "coco_panoptic133", "goose2d": "goose", "kitti": "kitti_semantics", "mapillary_vistas": "mapillary_vistas_v1.2",
+             "wilddash": "wilddash2", "god": "great_outdoors", "rellis_3d": "rellis3d", "yamaha": "ycor"}   # what LSU calls a dataset: the name of our table, where that differs
+
+CORRECTIONS = {   # (map, id in its file): the set it should have, 255 = void, and why
+    ("lsu_cityscapes_camvid", 3): ((255,), "the authors' label file calls the bridge a bicyclist"),
+    ("lsu_mapillary_camvid", 3): ((16,), "the authors' label file calls the bridge a bicyclist"),
+    ("lsu_mapillary_apolloscape", 98): ((2, 13, 16), "the road's cell `bridge` lacks a blank and matches nothing"),
+    ("lsu_mapillary_apolloscape", 49): ((7, 10, 13, 23, 24, 41), "the manhole's cell `road` lacks a blank and matches nothing"),
+    ("lsu_mapillary_coco", 116): ((4, 30, 40, 44, 49, 50), "the street light's cells tree-merged and void have grown together"),
+    ("lsu_mapillary_coco", 129): ((17, 34, 49, 50), "the bike rack's cell `Building-other-merged` has a capital"),
+    ("lsu_mapillary_coco", 255): ((4, 10, 12, 23, 29, 34, 35, 37, 39, 41, 44, 45, 46, 47, 49, 50, 51, 59, 255), "the street light's cells tree-merged and void have grown together"),
+    ("lsu_offroad_tas500", 255): ((255,), "the authors' label file calls what is undefined a puddle"),
+    ("lsu_offroad_wildscenes", 3): ((1,), "the authors' label file calls mud a puddle; elsewhere mud is rough ground")}
+
+# %% ../../nbs/data/01_labels.ipynb #d074e93f
+@lru_cache
+def label_map(name,            # e.g. "lsu_cityscapes_bdd"; `label_maps()` lists them
+              corrected=True,  # with `CORRECTIONS`
+             ):                # -> LabelMap from the space of `taxonomy(...).view()`
+    "A published map from everything that label files of a dataset hold."
+    if name not in label_maps(): raise ValueError(f"no map called {name!r}; there are {', '.join(label_maps())}")
+    _, target, dataset = name.split("_", 2)
+    table, target = taxonomy(_TABLE_OF.get(dataset, dataset)), _target(target)
+    view, ids = table.view(), table.codes("name")
+    mask = np.zeros((len(view.space) + 1, len(target) + 1), bool)
+    for row in json.loads((_TABLES / "mappings" / f"{name}.json").read_text("utf-8"))["classes"]:
+        i = ids.get(row["name"]) if dataset == "idd" else _code(row["id"])     # the authors number IDD in a way of their own
+        if i is None or view.table[i] == IGNORE != i: continue                 # a label that no file has
+        allowed = CORRECTIONS[name, row["id"]][0] if corrected and (name, row["id"]) in CORRECTIONS else row["allowed"]
+        mask[-1 if i == IGNORE else view.table[i], [-1 if t == IGNORE else t for t in allowed]] = True
+    return LabelMap.from_mask(view.space, target, mask)
+
+def label_maps():
+    "The names of all published maps: lsu_TARGET_DATASET."
+    return sorted(f.name.removesuffix(".json") for f in (_TABLES / "mappings").iterdir() if f.name.startswith("lsu_"))
+
+@lru_cache
+def _target(name):
+    "The targets of published maps: Cityscapes' 19 classes, the 63 of Mapillary Vistas 1.2 that are no void, GOOSE's 64 merged to 34."
+    if name == "cityscapes": return CITYSCAPES_19
+    if name == "mapillary": return taxonomy("mapillary_vistas_v1.2").view("mapillary_63", void=("void--car-mount", "void--ego-vehicle", "void--unlabeled")).space
+    return taxonomy("lsu_offroad34").view().space
+
+# %% ../../nbs/data/01_labels.ipynb #36e270e6
+def show_map(m,        # LabelMap
+             ax=None,  # a matplotlib axes; None makes one
+            ):         # -> the axes
+    "Draw a map: the source left, the target right, both in their colours."
+    import matplotlib.pyplot as plt
+    ax = ax or plt.gca()
+    t, mask = np.linspace(0, 1, 30), m.mask
+    if not m.void: mask = mask[:-1]         # nothing to draw from void to void
+    left, right = ([*space.classes, "void"] for space in (m.source, m.target))
+    at = [np.linspace(0, 1, max(len(names), 2)) for names in (left[:len(mask)], right)]
+    for i, j in zip(*mask.nonzero()):
+        ax.plot(t, at[0][i] + (at[1][j] - at[0][i]) * t**2 * (3 - 2 * t), color=np.minimum(m.source.colorize(i if i < len(m.source) else IGNORE) / 255, .85), lw=2.5, alpha=.8, ls="-" if j < len(m.target) else (0, (2, 1.5)))
+    for x, names, space, y, side in ((0, left[:len(mask)], m.source, at[0], "right"), (1, right, m.target, at[1], "left")):
+        ax.scatter([x] * len(names), y[:len(names)], s=45, c=space.colorize(np.array([*range(len(space)), IGNORE][:len(names)])) / 255, zorder=3, edgecolor="grey")
+        for name, v in zip(names, y): ax.text(x + (.03 if x else -.03), v, name, ha=side, va="center", fontsize=8)
+    ax.set(title=str(m), xlim=(-.55, 1.55), ylim=(1.04, -.04))
+    ax.axis("off")
+    return ax
+
+# %% ../../nbs/data/01_labels.ipynb #9019928e
 def show_labels(label,       # uint8 [H,W]
                 space,
                 image=None,  # uint8 [H,W,3] to lay the colours over

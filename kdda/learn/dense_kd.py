@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['DENSE', 'same_size', 'channel_kl', 'attention_map', 'attention_transfer', 'pairwise_similarity',
-           'cross_image_relation', 'Dense', 'tap_channels', 'DenseKD', 'cell_for', 'dense_kd']
+           'cross_image_relation', 'Adapter', 'Memory', 'Dense', 'tap_channels', 'DenseKD', 'cell_for', 'dense_kd']
 
-# %% ../../nbs/learn/26_dense_kd.ipynb #6cbc2fa3
+# %% ../../nbs/learn/26_dense_kd.ipynb #ed770a97
+import hashlib
 from typing import Callable, NamedTuple
 import torch
 from torch import nn
@@ -14,9 +15,10 @@ import torch.nn.functional as F
 from ..data.augment import photometric, random_scale
 from .fit import Method, Stage
 from .losses import cross_entropy, feature_mse, kd_kl
-from .rows import row
+from .rows import row, seeded
+from ..nets.heads import resize
 
-# %% ../../nbs/learn/26_dense_kd.ipynb #63f83b74
+# %% ../../nbs/learn/26_dense_kd.ipynb #fe058991
 def _precise(x): return x if x.dtype == torch.float64 else x.float()
 
 def same_size(student, teacher,  # maps [B,C,h,w]; the teacher's is a constant
@@ -27,7 +29,7 @@ def same_size(student, teacher,  # maps [B,C,h,w]; the teacher's is a constant
     size = [max(1, min(a, b) // cell) for a, b in zip(student.shape[2:], teacher.shape[2:])]
     return tuple(F.adaptive_avg_pool2d(_precise(x), size) for x in (student, teacher.detach()))
 
-# %% ../../nbs/learn/26_dense_kd.ipynb #6c0ee83f
+# %% ../../nbs/learn/26_dense_kd.ipynb #56b3bc6a
 def channel_kl(student, teacher,  # logits or features [B,C,h,w], the same channels; the teacher's is a constant
                temperature=4.,    # softens the distributions; the loss is multiplied by its square
               ):                  # -> scalar, nats times T squared
@@ -36,7 +38,7 @@ def channel_kl(student, teacher,  # logits or features [B,C,h,w], the same chann
     log_q, log_p = (F.log_softmax(x.flatten(2) / temperature, -1) for x in same_size(student, teacher))
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
-# %% ../../nbs/learn/26_dense_kd.ipynb #3407cc84
+# %% ../../nbs/learn/26_dense_kd.ipynb #9f39d00a
 def attention_map(features):  # [B,C,h,w] -> [B,h*w], each row of norm 1
     "Where a map is strong: mean of squares over channels (Zagoruyko & Komodakis 2017)."
     return F.normalize(features.square().mean(1).flatten(1), dim=1)
@@ -46,7 +48,7 @@ def attention_transfer(student, teacher):  # maps [B,C,h,w], any channels; the t
     s, t = map(attention_map, same_size(student, teacher))
     return (s - t).square().sum(1).mean()
 
-# %% ../../nbs/learn/26_dense_kd.ipynb #e6454ed2
+# %% ../../nbs/learn/26_dense_kd.ipynb #0e2aa7e3
 def pairwise_similarity(student, teacher,  # maps [B,C,h,w], any channels; the teacher's is a constant
                         cell=1,            # places are cells of this side
                        ):                  # -> scalar in [0, 4]
@@ -64,7 +66,36 @@ def cross_image_relation(student, teacher,  # maps [B,C,h,w], any channels; the 
     log_q, log_p = (relations(F.normalize(x.flatten(2), dim=1)) for x in same_size(student, teacher, cell))
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
-# %% ../../nbs/learn/26_dense_kd.ipynb #0dc6d18a
+# %% ../../nbs/learn/26_dense_kd.ipynb #9a056cd8
+class Adapter(nn.Module):
+    "The student's map in the shape of the teacher's."
+    def __init__(self, i, o):  # channels
+        super().__init__()
+        self.change = nn.Identity() if i == o else nn.Sequential(nn.Conv2d(i, o, 1, bias=False), nn.BatchNorm2d(o))
+
+    def forward(self, x, like): return resize(self.change(x), like)
+
+# %% ../../nbs/learn/26_dense_kd.ipynb #f9c2e2c5
+class Memory:
+    "Answers of a frozen network to the images it has seen, in half precision, whether remembered or new."
+    def __init__(self, ask,    # callable: images [B,3,H,W] -> tuple of maps [B,...]
+                 limit=2**29,  # bytes; beyond, nothing new is kept
+                ): self.ask, self.limit, self.bytes, self.kept = ask, limit, 0, {}
+
+    @torch.no_grad()
+    def __call__(self, images):  # float [B,3,H,W] -> tuple of maps [B,...]
+        if images.is_cuda: return self.ask(images)
+        return tuple(torch.cat(maps).float() for maps in zip(*map(self.one, images.split(1))))
+
+    def one(self, image):
+        key = hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
+        if key in self.kept: return self.kept[key]
+        maps = tuple(m.half() for m in self.ask(image))
+        size = sum(m.numel() * m.element_size() for m in maps)
+        if self.bytes + size <= self.limit: self.kept[key] = maps; self.bytes += size
+        return maps
+
+# %% ../../nbs/learn/26_dense_kd.ipynb #cc689fdd
 class Dense(NamedTuple):
     "What a dense distillation loss reads, and how much it counts by default."
     loss: Callable         # (student's map, teacher's map) -> scalar
@@ -86,7 +117,7 @@ def tap_channels(net, tap):  # Segmenter, tap name -> channels of that map
     if tap == "fused": return net.head.fused_channels
     return net.backbone.channels[int(tap[5:]) - 1] if tap.startswith("stage") else net.n_classes
 
-# %% ../../nbs/learn/26_dense_kd.ipynb #e6f0c759
+# %% ../../nbs/learn/26_dense_kd.ipynb #98adafa1
 class DenseKD(Method):
     "Cross-entropy on a labelled stream plus one dense distillation loss from a frozen teacher, on the same view."
     frozen = ("teacher",)
@@ -136,8 +167,10 @@ def cell_for(student, teacher, places):
     h, w = (min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:]))
     return next(c for c in range(1, h + w) if max(1, h // c) * max(1, w // c) <= places)
 
-# %% ../../nbs/learn/26_dense_kd.ipynb #56a512ab
-@row("dense_kd", "the oracle of the large network distilled into the small one, by a dense loss of choice", teacher=True)
+# %% ../../nbs/learn/26_dense_kd.ipynb #f349cb2c
+@row("dense_kd", "the oracle of the large network distilled into the small one, by a dense loss of choice", teacher=True, against="oracle")
 def dense_kd(task, loss="kl", weight=None, of="oracle"):
-    teacher = lambda: task.finished(of, student=task.teacher_name, weights=task.teacher_weights)
-    return [Stage("distil", lambda _: DenseKD(task.net(), teacher(), loss, weight, photo=task.scale.photo), {"target": task.stream("oracle")}, task.steps)]
+    def pair(_):
+        teacher = task.finished(of, student=task.teacher_name, weights=task.teacher_weights)
+        with seeded(task, "adapters"): return DenseKD(task.net(), teacher, loss, weight, photo=task.scale.photo)
+    return [Stage("distil", pair, {"target": task.stream("oracle")}, task.steps)]

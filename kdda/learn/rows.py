@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'Row', 'row', 'source_plain', 'source_only', 'oracle', 'adabn', 'self_training', 'dacs', 'daformer', 'mic',
-           'kd', 'align', 'adversarial', 'advent']
+           'kd', 'seeded', 'align', 'adversarial', 'advent']
 
-# %% ../../nbs/learn/25_rows.ipynb #4270fd90
+# %% ../../nbs/learn/25_rows.ipynb #ad1a76b0
 from dataclasses import dataclass
-import inspect
+import contextlib, inspect
 from typing import Callable
 import torch
 from .adversarial import Adversarial
 from .fit import Optim, Stage, fold_seed
 from .selftrain import AdaBN, PlainKD, SelfTraining, Supervised
 
-# %% ../../nbs/learn/25_rows.ipynb #0f28cca2
+# %% ../../nbs/learn/25_rows.ipynb #7759eef9
 @dataclass(frozen=True)
 class Row:
     "A named recipe."
@@ -42,7 +42,7 @@ def row(name, about,
         return stages
     return register
 
-# %% ../../nbs/learn/25_rows.ipynb #178c4fa8
+# %% ../../nbs/learn/25_rows.ipynb #e4d116a4
 @row("source_plain", "cross-entropy on source, no augmentation")
 def source_plain(task):
     return [Stage("train", lambda _: Supervised(task.net(), augment=False), {"source": task.stream("source")}, task.steps)]
@@ -59,7 +59,7 @@ def oracle(task):
 def adabn(task, of="source_only"):
     return [Stage("statistics", lambda _: AdaBN(task.finished(of)), {"target": task.stream("target")}, task.scale.adabn_steps)]
 
-# %% ../../nbs/learn/25_rows.ipynb #fee6f5c1
+# %% ../../nbs/learn/25_rows.ipynb #bb878647
 def self_training(task,     # a task
                   sampler=None,  # of the source stream; None: uniform
                   **switches):   # of `SelfTraining`
@@ -88,7 +88,15 @@ def kd(task, of="daformer"):
     return [Stage("distil", lambda _: PlainKD(task.net(), teacher(), photo=task.scale.photo),
                   {"source": task.stream("source"), "target": task.stream("target")}, task.steps)]
 
-# %% ../../nbs/learn/25_rows.ipynb #bbe392b9
+# %% ../../nbs/learn/25_rows.ipynb #fc2fa639
+@contextlib.contextmanager
+def seeded(task, role):
+    "Random weights of what is built within depend on the run's seed and on `role` alone."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fold_seed(task.seed, "net", role))
+        yield
+
+# %% ../../nbs/learn/25_rows.ipynb #ba0ca9fa
 def align(task,              # a task
           prepare=lambda: Adversarial,  # callable() -> callable(student, **options of `Adversarial`) -> Method; may train other runs
           name="adapt",      # of the stage
@@ -102,8 +110,7 @@ def align(task,              # a task
     shared = dict(weights=tuple(strength * w for w in weights), photo=s.photo if s.augment_source else None, bn_source=s.bn_source, **({} if paper else dict(width=16, layers=4)))
     def begin(before):
         make, before = prepare(), start() if start else before
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(fold_seed(task.seed, "net", f"beside the student, {name}"))
+        with seeded(task, f"beside the student, {name}"):
             return make(before.student if before else task.net(), **shared, **(dict(aux=before.nets["aux"], judges=before.judges) if before else {}), **options)
     optim = {"main": Optim("sgd", lr=2.5e-4, weight_decay=5e-4, power=0.9) if paper and task.student_name.startswith(("drn", "resnet")) else s.optim,
              "judge": Optim(lr=1e-4 if paper else 2e-3, betas=(0.9, 0.99), weight_decay=0.0, power=0.9)}
@@ -114,5 +121,5 @@ def align(task,              # a task
 @row("adversarial", "two-level output-space alignment: judges that are not to tell target maps from source maps (AdaptSegNet)")
 def adversarial(task, gan="bce", strength=1.0): return [align(task, gan=gan, strength=strength)]
 
-@row("advent", "adversarial, on entropy maps (ADVENT)")
+@row("advent", "adversarial, on entropy maps (ADVENT)", against="adversarial")
 def advent(task, gan="bce", strength=1.0): return [align(task, shows="entropy", gan=gan, strength=strength)]

@@ -4,24 +4,24 @@
 
 # %% auto #0
 __all__ = ['KL_FORMS', 'RELEASED', 'PARADIGMS', 'log_rows', 'teacher_kl', 'log_prob_mse', 'hard_label', 'label_loss', 'unit_mse',
-           'adapter', 'released_kl', 'Memory', 'DKD', 'loaded', 'adapted_teacher', 'distillation', 'dkd_source',
-           'dkd_target', 'dkd_both', 'dkd_sequential', 'carried_on', 'judge_like']
+           'released_kl', 'DKD', 'loaded', 'adapted_teacher', 'distillation', 'dkd_source', 'dkd_target', 'dkd_both',
+           'dkd_sequential', 'carried_on', 'judge_like']
 
-# %% ../../nbs/papers/30_dkd.ipynb #9d0cde40
-import hashlib, math
+# %% ../../nbs/papers/30_dkd.ipynb #3f987ddd
+import math
 from functools import partial
 from types import SimpleNamespace
 import torch
-from torch import nn
 import torch.nn.functional as F
 from ..data.labels import IGNORE
 from ..learn.adversarial import LEVELS, Adversarial, discriminator
+from ..learn.dense_kd import Adapter, Memory
 from ..learn.losses import feature_mse
 from ..learn.rows import align, row
 from ..learn.selftrain import frozen_statistics, teacher_mode
 from ..nets.heads import AuxHead, resize
 
-# %% ../../nbs/papers/30_dkd.ipynb #c6330575
+# %% ../../nbs/papers/30_dkd.ipynb #22740cd8
 def log_rows(logits):  # [B,C,H,W] -> [B*H*W,C]
     "Log-probabilities, a pixel a row; for a channels_last map no number is moved."
     return F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)).permute(0, 2, 3, 1).flatten(0, 2), -1)
@@ -50,44 +50,22 @@ def label_loss(student,  # log-probabilities [N,C]
     "Cross-entropy from log-probabilities."
     return F.nll_loss(student, label, ignore_index=IGNORE, reduction="sum") / (label != IGNORE).sum().clamp(min=1)
 
-# %% ../../nbs/papers/30_dkd.ipynb #cfd41b4b
+# %% ../../nbs/papers/30_dkd.ipynb #8e5ea6ef
 def unit_mse(student, teacher):  # features [B,C,h,w] each; the teacher's is a constant -> scalar
     "Squared difference of features scaled to length 1 at each position, mean over channels and positions (our choice)."
     return feature_mse(F.normalize(student, dim=1), F.normalize(teacher, dim=1))
 
-def adapter(i, o): return nn.Sequential(nn.Conv2d(i, o, 1, bias=False), nn.BatchNorm2d(o)) if i != o else nn.Identity()  # student's width, teacher's
-
-# %% ../../nbs/papers/30_dkd.ipynb #c6edd4d3
+# %% ../../nbs/papers/30_dkd.ipynb #7b9a64a7
 def released_kl(student, teacher):  # log-probabilities [N,C] each -> scalar
     "What the released code computed: log-probabilities where probabilities belong, terms of targets <= 0 left out. Always 0, and so is its gradient."
     positive = teacher > 0
     return torch.where(positive, teacher * (torch.where(positive, teacher, 1.0).log() - student), 0.0).mean()
 
-# %% ../../nbs/papers/30_dkd.ipynb #5025d394
+# %% ../../nbs/papers/30_dkd.ipynb #686bbc31
 KL_FORMS = {"pixel": teacher_kl, "element": lambda s, t, T: teacher_kl(s, t, T) / s.shape[-1], "released": lambda s, t, T: released_kl(s, t)}
 RELEASED = dict(kl_form="released", mse_on="aux", threshold=0.0, pseudo_on_source=True, temperature=1.0, teacher_bn="batch", order="bgr")
 
-# %% ../../nbs/papers/30_dkd.ipynb #613c54f2
-class Memory:
-    "Answers of a frozen network to the images it has seen, in half precision, whether remembered or new."
-    def __init__(self, ask,    # callable: images [B,3,H,W] -> tuple of maps [B,...]
-                 limit=2**29,  # bytes; beyond, nothing new is kept
-                ): self.ask, self.limit, self.bytes, self.kept = ask, limit, 0, {}
-
-    @torch.no_grad()
-    def __call__(self, images):  # float [B,3,H,W] -> tuple of maps [B,...]
-        if images.is_cuda: return self.ask(images)
-        return tuple(torch.cat(maps).float() for maps in zip(*map(self.one, images.split(1))))
-
-    def one(self, image):
-        key = hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
-        if key in self.kept: return self.kept[key]
-        maps = tuple(m.half() for m in self.ask(image))
-        size = sum(m.numel() * m.element_size() for m in maps)
-        if self.bytes + size <= self.limit: self.kept[key] = maps; self.bytes += size
-        return maps
-
-# %% ../../nbs/papers/30_dkd.ipynb #5c1604b4
+# %% ../../nbs/papers/30_dkd.ipynb #b8aa8832
 PARADIGMS = {"source": ("source",), "target": ("target",), "both": ("source", "target"), "none": ()}
 
 class DKD(Adversarial):
@@ -115,7 +93,7 @@ class DKD(Adversarial):
         if not 0 <= threshold < 1: raise ValueError(f"threshold = {threshold}; it is a probability, at least 0 and below 1")
         if mse and mse_on == "aux" and teacher_aux is None: raise ValueError('the teacher has no auxiliary head to compare with: mse_on="feature", mse=0, or a teacher of the row `adversarial`')
         nets = {"teacher": teacher} | ({} if teacher_aux is None else {"teacher_aux": teacher_aux})
-        if mse and mse_on == "feature": options["adapter"] = adapter(student.backbone.channels[2], teacher.backbone.channels[2])
+        if mse and mse_on == "feature": options["adapter"] = Adapter(student.backbone.channels[2], teacher.backbone.channels[2])
         self.frozen = tuple(nets)
         super().__init__(student, **nets, **options)
         self.paradigm, self.kl, self.mse, self.pseudo, self.kl_aux, self.target = paradigm, kl, mse, pseudo, kl_aux, target
@@ -150,14 +128,14 @@ class DKD(Adversarial):
         p, terms = self.told(image), {}
         q = {level: log_rows(seen[level]) for level in LEVELS if level in p}
         if self.kl: terms["kl"] = self.kl * sum((self.kl_aux if level == "aux" else 1.0) * KL_FORMS[self.kl_form](q[level], p[level], self.temperature) for level in q)
-        if self.mse: terms["mse"] = self.mse * (log_prob_mse(q["aux"], p["aux"]) if self.mse_on == "aux" else unit_mse(self.nets["adapter"](seen["feature"]), p["feature"]))
+        if self.mse: terms["mse"] = self.mse * (log_prob_mse(q["aux"], p["aux"]) if self.mse_on == "aux" else unit_mse(self.nets["adapter"](seen["feature"], p["feature"]), p["feature"]))
         if self.pseudo and (domain == "target" or self.pseudo_on_source): terms["pseudo"] = self.pseudo * label_loss(q["main"], hard_label(p["main"], self.threshold))
         return {f"{k}_{domain}": v if domain == "source" else self.target * v for k, v in terms.items()}
 
     def source_terms(self, batch, seen): return super().source_terms(batch, seen) | self.distil("source", batch.source.image, seen)
     def target_terms(self, batch, seen, maps): return super().target_terms(batch, seen, maps) | (self.distil("target", batch.target.image, seen) if self.target else {})
 
-# %% ../../nbs/papers/30_dkd.ipynb #a8d4207a
+# %% ../../nbs/papers/30_dkd.ipynb #89c89e31
 def loaded(net, state):  # -> net
     net.load_state_dict(state)
     return net
@@ -177,21 +155,21 @@ def distillation(task, paradigm, of, teacher_steps=0, mse_on="auto", compat="", 
         return partial(DKD, teacher=teacher, teacher_aux=aux, paradigm=paradigm, **{**losses, **on, **(RELEASED if compat else {})})
     return align(task, prepare, name, steps, start)
 
-@row("dkd_source", "DKD (a): alignment, and an adapted large teacher distilled on source images", teacher=True)
+@row("dkd_source", "DKD (a): alignment, and an adapted large teacher distilled on source images", teacher=True, against="adversarial")
 def dkd_source(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold=0.0, compat=""):
     return [distillation(task, "source", of, teacher_steps, compat=compat, kl=kl, mse=mse, pseudo=pseudo, threshold=threshold)]
 
-@row("dkd_target", "DKD (b): alignment, and an adapted large teacher distilled on target images", teacher=True)
+@row("dkd_target", "DKD (b): alignment, and an adapted large teacher distilled on target images", teacher=True, against="adversarial")
 def dkd_target(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold=0.0, compat=""):
     return [distillation(task, "target", of, teacher_steps, compat=compat, kl=kl, mse=mse, pseudo=pseudo, threshold=threshold)]
 
-@row("dkd_both", "DKD (c): alignment, and an adapted large teacher distilled on images of both domains", teacher=True)
+@row("dkd_both", "DKD (c): alignment, and an adapted large teacher distilled on images of both domains", teacher=True, against="adversarial")
 def dkd_both(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold=0.0, compat="", mse_on="auto", kl_form="pixel", temperature=1.0, pseudo_on_source=True):
     return [distillation(task, "both", of, teacher_steps, mse_on, compat, kl=kl, mse=mse, pseudo=pseudo, threshold=threshold, kl_form=kl_form, temperature=temperature,
                          pseudo_on_source=pseudo_on_source)]
 
-# %% ../../nbs/papers/30_dkd.ipynb #09151750
-@row("dkd_sequential", "DKD (d): dkd_both for two thirds of the budget, then distilled on target images alone", teacher=True)
+# %% ../../nbs/papers/30_dkd.ipynb #e4100f13
+@row("dkd_sequential", "DKD (d): dkd_both for two thirds of the budget, then distilled on target images alone", teacher=True, against="dkd_both")
 def dkd_sequential(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold=0.0, compat="", share=1/3, extra=False):
     both = dict(of=of, teacher_steps=teacher_steps, compat=compat, kl=kl, mse=mse, pseudo=pseudo, threshold=threshold)
     if extra: return [distillation(task, "target", name="target", steps=max(1, task.steps // 2), start=lambda: carried_on(task.finished_run("dkd_both", options=both)), **both)]
