@@ -468,7 +468,7 @@ def test_disk_scenario_with_resizing_and_crops(tmp_path):
 
 @pytest.mark.parametrize("at", [1, 3, 5])   # in round 1, at its end, in round 2
 def test_killed_and_resumed_is_the_same_to_the_bit(at, tmp_path, monkeypatch):
-    kw = dict(scale="smoke", steps=16)
+    kw = dict(scale="smoke", steps=26)   # 18 of them warm-up
     whole = Run("diga", out=tmp_path / "whole", **kw); execute(whole, progress=False)
     cut, calls, after = Run("diga", out=tmp_path / "cut", **kw), [], DiGA.after_step
     def dying(self, t):

@@ -316,6 +316,7 @@ def test_every_row_runs(method, options, tmp_path):
     assert m["method"] == method and m["student"]["name"] == run.student_name
     needs = [(n["method"], n["student"]) for n in m["needs"]]
     others = [(v, run.teacher_name) for k, v in options.items() if k == "of"]
+    if method == "duda_stage1": others = [("source_only", run.teacher_name)]   # where the large network starts
     if method in ("duda_stage1", "duda_fixed"): assert needs == others and m["steps"] == run.steps
     else: assert needs == [("duda_stage1", run.student_name)] + others and m["steps"] + m["needs"][0]["steps"] == run.steps   # the budget is the small student's
 

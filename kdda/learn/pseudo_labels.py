@@ -6,11 +6,10 @@
 __all__ = ['BINS', 'look_again', 'multi_scale_logits', 'mean_probabilities', 'class_thresholds', 'digest', 'images_in_order',
            'write_pseudo_labels', 'PseudoLabelled', 'LabelQuality', 'count_labels', 'stored_quality']
 
-# %% ../../nbs/learn/27_pseudo_labels.ipynb #c2de7993
+# %% ../../nbs/learn/27_pseudo_labels.ipynb #7b02e60a
 import contextlib, hashlib, io, json, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-import numpy as np
 import torch
 import torch.distributed as dist
 from ..data.augment import normalize
@@ -20,7 +19,7 @@ from ..data.labels import IGNORE
 from .fit import Busy, run_lock
 from ..nets.heads import resize
 
-# %% ../../nbs/learn/27_pseudo_labels.ipynb #6ea5006a
+# %% ../../nbs/learn/27_pseudo_labels.ipynb #adacfe86
 def look_again(net, image, scales, flip=False):  # -> one [B,C,H,W] after the other
     "Logits of resized and mirrored copies, brought back to the size and direction of `image`."
     for s in scales:
@@ -42,7 +41,7 @@ def mean_probabilities(net, image,                      # [B,3,H,W]
     for logits in look_again(net, image, scales, flip): total, n = total + logits.softmax(1), n + 1
     return total / n
 
-# %% ../../nbs/learn/27_pseudo_labels.ipynb #9a9e2717
+# %% ../../nbs/learn/27_pseudo_labels.ipynb #955615cd
 BINS = 1000   # of confidence histograms
 
 def class_thresholds(histogram,  # [C,BINS] pixels by predicted class and confidence
@@ -54,7 +53,7 @@ def class_thresholds(histogram,  # [C,BINS] pixels by predicted class and confid
     reach = (above >= share * above[:, :1]).sum(1) - 1
     return (reach.clamp(min=0).double() / BINS).clamp(max=cap)
 
-# %% ../../nbs/learn/27_pseudo_labels.ipynb #a7de5e72
+# %% ../../nbs/learn/27_pseudo_labels.ipynb #0c22258b
 def digest(net):
     "SHA-256 of a network's weights."
     h = hashlib.sha256()
@@ -77,7 +76,7 @@ def _save(path, data): write_whole(path, lambda part: part.write_bytes(data))
 
 def _parallel(): return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
-# %% ../../nbs/learn/27_pseudo_labels.ipynb #e97958c9
+# %% ../../nbs/learn/27_pseudo_labels.ipynb #63312eea
 @torch.no_grad()
 def write_pseudo_labels(net,               # Segmenter
                         frames,            # dataset; only its images are read, unless there is a constraint
@@ -149,7 +148,7 @@ def _thresholds(identity, frames, predict, n_classes, batch, device):
         histogram += torch.bincount((c * BINS + (p * BINS).long().clamp(max=BINS - 1)).flatten(), minlength=len(histogram))
     return class_thresholds(histogram.view(-1, BINS), cap=identity["threshold"])
 
-# %% ../../nbs/learn/27_pseudo_labels.ipynb #bcbb24cf
+# %% ../../nbs/learn/27_pseudo_labels.ipynb #91346958
 class PseudoLabelled(Unlabelled):
     "Frames with the labels that `write_pseudo_labels` left in `folder`; their own labels are out of reach."
     def __init__(self, frames, folder,
@@ -162,7 +161,7 @@ class PseudoLabelled(Unlabelled):
         if label.shape != (size := self.image(i).shape[:2]): raise ValueError(f"{self.folder / f'{i:06}.png'} is {label.shape}, the frame {size}; remove the folder")
         return label
 
-# %% ../../nbs/learn/27_pseudo_labels.ipynb #bb1e4b92
+# %% ../../nbs/learn/27_pseudo_labels.ipynb #a15bb21e
 class LabelQuality:
     "Counts of given labels against the truth."
     def __init__(self, counts):  # int64 [C,C+1]: truth, given label; the last column is none
@@ -185,7 +184,7 @@ def count_labels(label, truth, n):  # uint8 [B,H,W] each -> int64 [C,C+1]
     known = truth != IGNORE
     return torch.bincount(truth[known].long() * (n + 1) + label[known].long().clamp(max=n), minlength=n * (n + 1)).view(n, n + 1)
 
-# %% ../../nbs/learn/27_pseudo_labels.ipynb #f89a5788
+# %% ../../nbs/learn/27_pseudo_labels.ipynb #c5cf4d42
 def stored_quality(labelled, truth):  # datasets with labels, of the same frames -> LabelQuality
     "How good the labels of one dataset are, if those of the other are the truth."
     n = len(truth.space)

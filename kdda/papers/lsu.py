@@ -8,7 +8,7 @@ __all__ = ['VOIDS', 'CROPS', 'constrained_argmax', 'allowed_mass', 'Constraint',
            'space_of_sets', 'SetLearning', 'lsu_source', 'lsu_naive', 'lsu_unconstrained', 'lsu', 'lsu_weighted',
            'lsu_rounds', 'lsu_soft', 'lsu_partial', 'lsu_oracle']
 
-# %% ../../nbs/papers/33_lsu.ipynb #c82aba5a
+# %% ../../nbs/papers/33_lsu.ipynb #c57d094c
 from dataclasses import dataclass
 from zlib import crc32
 import numpy as np
@@ -23,7 +23,7 @@ from ..learn.pseudo_labels import PseudoLabelled, digest, write_pseudo_labels
 from ..learn.rows import row
 from ..learn.selftrain import Supervised
 
-# %% ../../nbs/papers/33_lsu.ipynb #d52de9e7
+# %% ../../nbs/papers/33_lsu.ipynb #a642ba2d
 def _by_rows(f, score, label, sets, rows=32):
     "`f(scores [...,C], allowed [...,C])` of every pixel, a few rows at a time."
     part = lambda r: (score[:, :, r:r + rows].movedim(1, -1), sets.index_select(0, label[:, r:r + rows].int().flatten()).view(*label[:, r:r + rows].shape, -1))
@@ -42,7 +42,7 @@ def allowed_mass(prob, label, sets):  # as above -> [B,H,W]
     "How much of the probability the set's classes hold."
     return _by_rows(lambda p, a: (p * a).sum(-1), prob, label, sets[:, :-1].to(prob.dtype))
 
-# %% ../../nbs/papers/33_lsu.ipynb #b6724659
+# %% ../../nbs/papers/33_lsu.ipynb #babe4f0e
 VOIDS = ("mass", "never", "always")
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Constraint:
         if self.void == "always": need[perhaps] = torch.inf
         return out.masked_fill(allowed_mass(prob, label, sets) < need[label.long()], IGNORE) if need.any() else out
 
-# %% ../../nbs/papers/33_lsu.ipynb #d4c79886
+# %% ../../nbs/papers/33_lsu.ipynb #321fb1de
 def label_scales(size):  # of the images, (H, W)
     "Scales of the released code; fewer for small images (our choice)."
     return (1.0, 0.5, 0.75, 1.25, 1.5, 1.75, 2.0) if min(size) >= 256 else (1.0, 0.75, 1.25)
@@ -85,7 +85,7 @@ def labelled_once(net,         # the teacher
     write_pseudo_labels(net, frames, here, scales, batch=batch, flip=True, average=True, constraint=constraint, box=box, workers=workers)
     return PseudoLabelled(frames, here, frames.map.target)
 
-# %% ../../nbs/papers/33_lsu.ipynb #7832dc8f
+# %% ../../nbs/papers/33_lsu.ipynb #2026090d
 def show_gain(free, within, space):  # LabelQuality, LabelQuality, LabelSpace -> figure
     "Right pixels by class, before and after the constraint."
     import matplotlib.pyplot as plt
@@ -93,10 +93,10 @@ def show_gain(free, within, space):  # LabelQuality, LabelQuality, LabelSpace ->
     for k, (name, q) in enumerate((("free", free), ("constrained", within))):
         ax.bar(np.arange(len(space)) + 0.42 * (k - 0.5), 100 * q.recall.nan_to_num().numpy(), 0.42, label=f"{name} {100 * q.total['precision']:.1f}")
     ax.set_xticks(range(len(space)), space.classes, rotation=45, ha="right", fontsize=8)
-    ax.set(ylabel="right pixels of the class (%)"); ax.legend(fontsize=8, ncols=2, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
+    ax.set(ylabel="right pixels of the class (%)"); ax.legend(fontsize=8, ncols=2, frameon=False, loc="lower right", bbox_to_anchor=(1, 1))
     return fig
 
-# %% ../../nbs/papers/33_lsu.ipynb #79af7696
+# %% ../../nbs/papers/33_lsu.ipynb #7bb0d6fa
 @dataclass(frozen=True)
 class PerDataset:
     "Draw a dataset by its share, then any of its frames."
@@ -123,7 +123,7 @@ def dataset_shares(sizes,          # frames of each dataset, the source's first
     if raw[0] < floor: raw = np.array([floor, *(raw[1:] / raw[1:].sum() * (1 - floor))])
     return tuple(raw.tolist())
 
-# %% ../../nbs/papers/33_lsu.ipynb #61b6ea10
+# %% ../../nbs/papers/33_lsu.ipynb #966333af
 CROPS = {"": (0.6365, 0.95), "tas500": (0.33, 0.66), "freiburg_forest": (0.45, 0.8)}   # dataset: least and greatest share of the largest window that fits (0.6365 is 0.67 of 0.95)
 
 def window(u,      # three numbers from U(0,1)
@@ -150,7 +150,7 @@ class Mixture(Stream):
             if (label[t:t + h, l:l + w] != IGNORE).any(): break
         return resize(image[t:t + h, l:l + w], self.crop), resize(label[t:t + h, l:l + w], self.crop)
 
-# %% ../../nbs/papers/33_lsu.ipynb #3290b864
+# %% ../../nbs/papers/33_lsu.ipynb #3b0ec763
 def _within(logits, label, sets):  # [B,C,H,W], uint8 [B,H,W], bool [256,C] -> logits, minus infinity where ruled out (void pixels: nowhere)
     allowed = (sets[label.long()] | (label == IGNORE)[..., None]).movedim(-1, 1)
     return logits.float().masked_fill(~allowed, -torch.inf)
@@ -169,7 +169,7 @@ def soft_set_cross_entropy(logits, teacher,  # [B,C,H,W] each; the teacher's are
     target = _within(teacher.detach(), label, sets).softmax(1)
     return pixel_mean(-(target * logits.float().log_softmax(1)).sum(1), label != IGNORE, denominator=denominator)
 
-# %% ../../nbs/papers/33_lsu.ipynb #41e18ea9
+# %% ../../nbs/papers/33_lsu.ipynb #6411c7a2
 def space_of_sets(target,   # LabelSpace
                   maps,     # LabelMaps into it
                   void="always"):  # sets with void beside classes are void; "never": void is dropped from them
@@ -202,7 +202,7 @@ class SetLearning(Method):
         backward(loss, "sets")
         return {"sets": loss}
 
-# %% ../../nbs/papers/33_lsu.ipynb #dcb8059b
+# %% ../../nbs/papers/33_lsu.ipynb #0592c39d
 def _related(task):
     "{name: Related} of the scenario."
     names = task.scenario.related
