@@ -1,4 +1,4 @@
-"DKD: section 11.13 of the notes. Oracles in NumPy, laws of the losses, promises to the bit, DRN, resuming, every row."
+"DKD. Oracles in NumPy, laws of the losses, promises to the bit, DRN, resuming, every row."
 import copy, math
 from types import SimpleNamespace
 import numpy as np
@@ -332,7 +332,7 @@ def test_the_recipe_runs_on_trees_the_world_writes(source, tmp_path):
 # DRN-D, the paper's pair
 
 def official(depths):
-    "A DRN-D under the names of its published files: the layout of section 2 of the notes, written independently of ours."
+    "A DRN-D under the names of its published files: the published layout, written independently of ours."
     class Block(nn.Module):
         def __init__(self, i, o, stride, dilation):
             super().__init__()
@@ -377,7 +377,7 @@ def test_drn_weights_are_refused_whole_if_they_do_not_fit(tmp_path):
     for net, state in ((d22, large), (d38, small), (d22, {k: v for k, v in small.items() if k != "layer6.0.conv1.weight"}), (resnet, small)):
         with pytest.raises(WeightsError, match="does not fit"): load_weights(net, state)
 
-# notes, sections 2 and 11.13: parameters without and with the ImageNet classifier; MACs of the segmenters with both heads at 512x1024
+# parameters without and with the ImageNet classifier; MACs of the segmenters with both heads at 512x1024
 @pytest.mark.parametrize("name,depths,params,macs", [("drn_d_22", (2, 2, 2, 2), 15_880_752, 136.3), ("drn_d_38", (3, 4, 6, 3), 25_988_912, 220.9)])
 def test_drn_costs_what_was_published(name, depths, params, macs):
     count = lambda n: sum(p.numel() for p in n.parameters())

@@ -1,4 +1,4 @@
-"DUDA: section 7 of the notes. Oracles in NumPy, promises to the bit, memory, resuming, every row."
+"DUDA. Oracles in NumPy, promises to the bit, memory, resuming, every row."
 import copy, math
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"Spirit Distillation: section 12 of the notes. Networks and their cost, NumPy twins, frozen to the bit, pools and draws, metrics, resuming over phases, every row."
+"Spirit Distillation. Networks and their cost, NumPy twins, frozen to the bit, pools and draws, metrics, resuming over phases, every row."
 import copy, math
 from types import SimpleNamespace
 import numpy as np

@@ -169,7 +169,7 @@ def color_jitter(x: Tensor,              # float [B,3,H,W], RGB on 0..1
                  generator,              # torch.Generator
                  strength: float = .2,   # of all four: brightness, contrast, saturation, hue
                 ) -> Tensor:
-    "Four disturbances in one random order a batch, factors of each image's own (DAFormer; notes, section 3, step 6)."
+    "Four disturbances in one random order a batch, factors of each image's own (DAFormer's strong augmentation, as its released code orders it)."
     change = strength * (2 * _rand(generator, x.device, 4, len(x)) - 1)
     steps = [(adjust_brightness, change[0]), (adjust_contrast, 1 + change[1]), (adjust_saturation, 1 + change[2]), (adjust_hue, change[3])]
     for i in torch.randperm(4, generator=generator, device=generator.device).tolist(): x = steps[i][0](x, steps[i][1])
@@ -248,7 +248,7 @@ def block_mask(shape: tuple,          # (B, ..., H, W)
                generator,             # torch.Generator
                device="cpu",
               ) -> Tensor:            # bool [B,H,W], True = visible
-    "Hide random blocks of a grid, each image with its own draw (MIC; notes, section 5)."
+    "Hide random blocks of a grid, each image with its own draw (MIC)."
     B, H, W = shape[0], *shape[-2:]
     seen = _rand(generator, device, B, -(-H // block), -(-W // block)) >= ratio
     return seen.repeat_interleave(block, 1)[:, :H].repeat_interleave(block, 2)[:, :, :W]

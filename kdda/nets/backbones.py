@@ -210,7 +210,7 @@ def drn(name,
         depths,  # residual blocks of layers 3, 4, 5 and 6
         widths=(16, 16, 32, 64, 128, 256, 512, 512, 512),  # channels of layers 0 to 8
        ):        # -> Backbone
-    "A dilated residual network of type D: strides 4, 8, 8, 8 (layout and spacings: notes on DKD, section 2)."
+    "A dilated residual network of type D: strides 4, 8, 8, 8 (Yu et al. 2017)."
     plain = lambda i, o, kernel=3, stride=1, dilation=1: nn.Sequential(*_conv_bn(i, o, kernel, stride, dilation), nn.ReLU(inplace=True))
     def blocks(i, o, depth, stride, dilation):
         return nn.Sequential(*(BasicBlock(o if k else i, o, 1 if k else stride, (dilation, dilation)) for k in range(depth)))
