@@ -53,6 +53,11 @@ def test_this_environment_is_the_locked_one():
         try: assert metadata.version(name) in versions, name
         except metadata.PackageNotFoundError: pass  # for another platform or Python
 
+def section(readme, scenario):
+    "Lines of the README's tables of one scenario."
+    tables = re.split(r"^(?=\*\*)", readme, flags=re.MULTILINE)
+    return [line for table in tables if scenario in table.split("\n")[0] for line in table.split("\n")]
+
 def test_readme_is_made_from_the_index_notebook_and_the_results():
     import json
     from kdda.bench.runs import load_results, table
@@ -62,7 +67,8 @@ def test_readme_is_made_from_the_index_notebook_and_the_results():
         if cell["cell_type"] == "markdown": assert "".join(cell["source"]) in readme, "README.md is behind nbs/index.ipynb: make readme"
     for scenario in SCENARIOS:
         for r in table(found) if (found := load_results(scenario, results=ROOT / "results")) else []:
-            assert f"| {r['method']} | {r['seeds']} | {r['miou']:.1f}" in readme, "README.md is behind results/: make readme"
+            lines = [line for line in section(readme, scenario) if line.startswith(f"| {r['method']} |")]
+            assert any(f"| {r['seeds']} | {r['miou']:.1f} ± {r['std']:.1f} |" in line for line in lines), f"README.md is behind results/, {scenario}, {r['method']}: make readme"
 
 def test_rooms_import_only_from_rooms_before():
     order = {"data": 0, "nets": 1, "learn": 2, "papers": 3, "bench": 4, "deploy": 5}
