@@ -136,8 +136,19 @@ def check_archive(file, name=None, to_the_end=False):
 
 def _is_tar(file, to_the_end=False):
     try:
-        with tarfile.open(file) as tar: return all(True for _ in tar) if to_the_end else True
+        with _open_tar(file) as tar: return all(True for _ in tar) if to_the_end else True
     except (OSError, EOFError, zlib.error, tarfile.TarError): return False
+
+
+def _open_tar(file):
+    "A tar archive. Long names are read into memory before anybody can look at them, so those that no file system would take are refused."
+    class Header(tarfile.TarInfo):
+        @classmethod
+        def frombuf(cls, *args):
+            info = super().frombuf(*args)
+            if info.type in b"LKxgX" and info.size > PIECE: raise Refused(f"{file}: a name in it takes {info.size} bytes: a bomb?")
+            return info
+    return tarfile.open(file, tarinfo=Header)
 
 
 # ---- unpacking
@@ -221,7 +232,7 @@ class _Zip:
 
 
 class _Tar:
-    def __init__(self, file): self.file, self.tar = file, tarfile.open(file)
+    def __init__(self, file): self.file, self.tar = file, _open_tar(file)
     def __enter__(self): return self
     def __exit__(self, *_): self.tar.close()
     def open(self, entry): return self.tar.extractfile(entry)

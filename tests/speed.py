@@ -1,7 +1,7 @@
 """Speeds and figures side by side, in one run; prints a table and writes results/speed.json. `make speed`.
 
 Every comparison is interleaved: each round times both sides, in alternating order, and the ratio is the median of the rounds' ratios,
-so that it holds on a machine whose speed drifts. One thread, except for the demo, which uses all cores.
+so that it holds on a machine whose speed drifts. One thread, except for the demo and the doctor's 10,000 files, which use all cores.
 `python tests/speed.py confusion mit` measures those parts alone and replaces their rows.
 """
 import os
@@ -184,7 +184,7 @@ def labels(rounds=9):
         row(f"best class within sets, 19 classes, 512x1024, {what}, against plain argmax", 1e3 * a, 1e3 * b, 1 / ratio, "at most 1.3 times", 1 / ratio <= 1.3, "ms")
 
 def disk(rounds=7, frames=6):
-    "A Cityscapes tree of full-size PNGs: batches of crops against a torchvision v2 pipeline, and the doctor against bare decoding."
+    "A Cityscapes tree of full-size PNGs: batches of crops against a torchvision v2 pipeline, and the doctor against bare decoding; then the doctor on very many small files."
     from PIL import Image
     from torchvision import tv_tensors
     from torchvision.io import ImageReadMode, decode_image
@@ -206,6 +206,14 @@ def disk(rounds=7, frames=6):
                 for f in pair: np.array(Image.open(f))
         a, b, ratio = interleaved(lambda: check("cityscapes", root, workers=1, splits=["train"]), bare, rounds)
         row("layout doctor, Cityscapes-size frames a second on one core, against bare decoding of image and label", frames / a, frames / b, 1 / ratio, "at most 1.3 times its time", 1 / ratio <= 1.3, "1/s")
+    with tempfile.TemporaryDirectory() as root:
+        World("city", n=50, size=(64, 128)).export("cityscapes", root)
+        for f in [f for f in Path(root).rglob("*.png") if not f.name.endswith("instanceIds.png")]:
+            for k in range(1, 100): os.link(f, f.with_name(f"{k:02}{f.name}"))
+        start = time.perf_counter()
+        report = check("cityscapes", root)
+        wall = time.perf_counter() - start
+    row("layout doctor, 10,000 files (5,000 frames of 64x128 with their labels), all cores", wall, None, wall / 30, "at most 30 s", wall <= 30 and report.ok and report.frames == {"train": 5000}, "s")
 
 def imports(rounds=7):
     run = lambda code: subprocess.run([sys.executable, "-c", code], check=True)

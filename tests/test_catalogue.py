@@ -2,6 +2,7 @@
 import json
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from PIL import Image
 from kdda.data.batches import RareClass, Stream, class_counts
 from kdda.data.datasets import (ACDC, SYNTHIA, Bytes, Cityscapes, CocoPanoptic, Colors, DataError, Folder, InMemory, Mapped, Panoptic16, Polygons, Red16, Resized, Rle,
                                 Subset, Unlabelled, check, find_layout, ids_of, layouts, rle_decode, rle_encode, translate, write_frames)
+from kdda.data import labels
 from kdda.data.labels import CAMVID_11, CITYSCAPES_19, CITYSCAPES_19_TO_16, CITYSCAPES_19_TO_CAMVID_11, CITYSCAPES_IDS, IGNORE, Taxonomy, look_up, taxonomies, taxonomy
 from kdda.data.world import World
 
 LAYOUTS = layouts()
 SIZE = (32, 64)
+TABLES = Path(labels.__file__).parent/"taxonomies"
 
 
 # ---- the descriptions, against paths as the datasets are published with, written down here by hand
@@ -149,6 +152,21 @@ def test_the_world_through_every_loader_to_two_training_steps(name, package, kin
         loss = torch.nn.functional.cross_entropy(net(batch["image"].float() / 255), batch["label"].long(), ignore_index=IGNORE)
         optimizer.zero_grad(); loss.backward(); optimizer.step()
         assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_id_of_a_table_is_written_and_read(name, tmp_path):
+    "All that files may hold, not only what the world draws, in each way of writing it; what two ids share says the first of them."
+    layout = LAYOUTS[name]
+    for k, e in enumerate(e for p in layout.packages for e in p.labels.values()):
+        void = {IGNORE} if isinstance(e, (Panoptic16, Polygons, Rle)) else set()      # where nothing is written, there is no void to read
+        ids = np.array([sorted(set((e.codes(layout.table) if hasattr(e, "codes") else layout.table.codes(e.column)).values()) - void)] * 3, np.uint8)
+        file = tmp_path/f"{k}"/{"Rle": "object_ann.json", "Polygons": "a.json"}.get(type(e).__name__, "a.png")
+        e.save(file, ids, layout.table, "a.jpg")
+        assert (e.read(file, layout.table, ids.shape, "a.jpg") == ids).all() and ids.shape[1] > 3, e
+    if not layout.table.source: return
+    rows = json.loads((TABLES/f"{layout.classes}.json").read_text())["classes"]
+    assert layout.table.codes("name") == {r["name"]: r["id"] % 256 for r in reversed(rows)} and len(layout.table.classes) == len(rows)
 
 
 def test_classes_mean_the_same_in_cityscapes_words(tmp_path):
@@ -367,6 +385,17 @@ def test_tables_are_package_data_with_sources():
         t = taxonomy(name)
         assert t.source and all(-1 <= r["id"] <= 255 for r in t.classes) and len(t.view().space) > 2
         for row in t.classes: assert t.codes("name")[row["name"]] == row["id"] % 256, (name, row)
+
+
+def test_universal_tables_say_nothing_about_classes_that_are_not_in_them():
+    "The two taxonomies that others made for all datasets at once."
+    table = json.loads((TABLES/"mappings/bevandic_universal.json").read_text())
+    for name, d in table["datasets"].items():
+        assert set(d["mapping"]) == set(d["class_to_index"]) and all(d["mapping"].values()) and {u for us in d["mapping"].values() for u in us} <= set(table["universal"]), name
+    rows = json.loads((TABLES/"mappings/mseg_universal.json").read_text())["classes"]
+    assert [r["id"] for r in rows] == list(range(195))
+    for column, ours in (("coco-panoptic-133", "coco_panoptic133"), ("idd-39", "idd"), ("cityscapes-34", "cityscapes"), ("cityscapes-19", "cityscapes"), ("bdd", "bdd100k_semseg19"), ("camvid-11", "camvid32")):
+        assert {n for r in rows for n in r[column]} <= set(taxonomy(ours).codes("name")), column
 
 
 def test_spaces_read_from_tables_are_ours():

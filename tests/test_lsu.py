@@ -11,11 +11,11 @@ from kdda.data.datasets import Joined, Mapped
 from kdda.data.labels import CITYSCAPES_19, CITYSCAPES_19_TO_CAMVID_11, IGNORE, LabelMap, LabelSpace, label_map, label_maps
 from kdda.data.world import World
 from kdda.learn import pseudo_labels
-from kdda.learn.losses import cross_entropy, soft_cross_entropy
-from kdda.learn.pseudo_labels import PseudoLabelled, mean_probabilities, stored_quality, write_pseudo_labels
+from kdda.learn.losses import cross_entropy
+from kdda.learn.pseudo_labels import PseudoLabelled, mean_probabilities, stored_quality, two_best, write_pseudo_labels
 from kdda.nets.segmenter import segmenter
 from kdda.papers import lsu
-from kdda.papers.lsu import (Constraint, Mixture, PerDataset, SetLearning, allowed_mass, constrained_argmax, dataset_shares, labelled_once, partial_cross_entropy, soft_set_cross_entropy, space_of_sets,
+from kdda.papers.lsu import (Constraint, Mixture, PerDataset, agreement, allowed_mass, constrained_argmax, dataset_shares, gain_table, labelled_once, partial_cross_entropy, space_of_sets,
                              window)
 
 SIZE, NET = (32, 64), "resnet10_nano+segformer:48"
@@ -98,17 +98,13 @@ def test_the_truth_of_the_world_is_never_ruled_out():
 
 # losses
 
-def numpy_sets(logits, label, sets, target=None):
-    "-log sum of p over the set, or cross-entropy to the distribution renormalised over it; mean over pixels that are not void."
+def numpy_sets(logits, label, sets):
+    "-log sum of p over the set; mean over pixels that are not void."
     x, out = logits.movedim(1, -1).double().numpy(), []
     for at in np.ndindex(*label.shape):
         if label[at] == IGNORE: continue
         p = np.exp(x[at] - x[at].max()); p /= p.sum()
-        allowed = sets[int(label[at])].numpy()
-        if target is None: out.append(-np.log(p[allowed].sum()))
-        else:
-            q = np.exp(target.movedim(1, -1).double().numpy()[at]) * allowed
-            out.append(-(q / q.sum() * np.log(p)).sum())
+        out.append(-np.log(p[sets[int(label[at])].numpy()].sum()))
     return np.mean(out)
 
 def set_case(seed=0):
@@ -117,37 +113,30 @@ def set_case(seed=0):
     sets = torch.from_numpy(meaning.sets()[:, :-1])
     label = torch.randint(0, len(meaning.source), (2, 4, 5), generator=g).byte()
     label[0, 0] = IGNORE
-    return torch.randn(2, 16, 4, 5, generator=g, requires_grad=True), torch.randn(2, 16, 4, 5, generator=g), label, sets
+    return torch.randn(2, 16, 4, 5, generator=g, requires_grad=True), label, sets
 
-def test_set_losses_equal_numpy():
-    logits, teacher, label, sets = set_case()
+def test_set_loss_equals_numpy():
+    logits, label, sets = set_case()
     assert partial_cross_entropy(logits, label, sets).item() == pytest.approx(numpy_sets(logits.detach(), label, sets), rel=1e-5)
-    assert soft_set_cross_entropy(logits, teacher, label, sets).item() == pytest.approx(numpy_sets(logits.detach(), label, sets, teacher), rel=1e-5)
     share = (label != IGNORE).float().mean().item()
     assert partial_cross_entropy(logits, label, sets, "all").item() == pytest.approx(share * partial_cross_entropy(logits, label, sets).item(), rel=1e-5)
-    assert soft_set_cross_entropy(logits, teacher, label, sets, "all").item() == pytest.approx(share * soft_set_cross_entropy(logits, teacher, label, sets).item(), rel=1e-5)
-    tiled = [torch.cat([v, v]) for v in (logits, teacher, label)]
-    assert partial_cross_entropy(tiled[0], tiled[2], sets).item() == pytest.approx(partial_cross_entropy(logits, label, sets).item(), rel=1e-5)
+    assert partial_cross_entropy(torch.cat([logits, logits]), torch.cat([label, label]), sets).item() == pytest.approx(partial_cross_entropy(logits, label, sets).item(), rel=1e-5)
 
-def test_gradients_of_set_losses():
+def test_gradient_of_the_set_loss():
     "NLL over a set pulls towards what the network itself prefers within it: p - p restricted to the set."
-    logits, teacher, label, sets = set_case(1)
+    logits, label, sets = set_case(1)
     partial_cross_entropy(logits, label, sets).backward()
     p, valid = logits.detach().softmax(1), (label != IGNORE)[:, None]
     inside = p * (sets[label.long()].movedim(-1, 1))
     assert torch.allclose(logits.grad, torch.where(valid, p - inside / inside.sum(1, keepdim=True), 0) / valid.sum(), atol=1e-6)
     assert torch.isfinite(logits.grad).all() and not logits.grad[0, :, 0].any()
-    teacher.requires_grad_()
-    soft_set_cross_entropy(logits, teacher, label, sets).backward()
-    assert teacher.grad is None
 
 def test_one_class_sets_are_cross_entropy_and_full_sets_are_free():
-    logits, teacher, label, _ = set_case(2)
+    logits, label, _ = set_case(2)
     label = torch.where(label == IGNORE, IGNORE, label % 16)
     one, every = torch.eye(16, dtype=torch.bool).repeat(16, 1), torch.ones(256, 16, dtype=torch.bool)
     for d in ("valid", "all"): assert partial_cross_entropy(logits, label, one, d).item() == pytest.approx(cross_entropy(logits, label, denominator=d).item(), rel=1e-5)
     assert partial_cross_entropy(logits, label, every).item() == pytest.approx(0, abs=1e-6)
-    assert soft_set_cross_entropy(logits, teacher, label, every).item() == pytest.approx(soft_cross_entropy(logits, teacher.softmax(1), label != IGNORE).item(), rel=1e-5)
     assert partial_cross_entropy(logits, torch.full_like(label, IGNORE), one).item() == 0
 
 @pytest.mark.parametrize("target", ["cityscapes", "mapillary", "offroad"])
@@ -160,6 +149,52 @@ def test_published_sets_fit_into_one_byte_and_mean_what_they_say(target, void):
         assert i.is_single_valued
         want = {s: () if None in row and void == "always" else tuple(t for t in row if t) for s, row in m.allowed.items()}
         assert i.then(meaning).allowed == want
+
+# soft labels
+
+@settings(max_examples=60, deadline=None)
+@given(relations(), st.sampled_from(lsu.VOIDS))
+def test_the_two_best_are_brute_force(case, void):
+    m, prob, label = case
+    constraint = Constraint(m, void)
+    hard, got = constraint(prob, label), two_best(constraint(prob, label), constraint.within(prob, label)).numpy()
+    assert got.dtype == np.uint8 and (got[..., 0] == hard.numpy()).all()
+    for at in np.ndindex(*label.shape):
+        first, second, share = got[at].tolist()
+        if first == IGNORE: assert (second, share) == (IGNORE, IGNORE); continue
+        row = dict(enumerate(m.allowed.values())).get(int(label[at]), m.void if label[at] == IGNORE else ())
+        p = {m.target.index(t): float(prob[at[0], m.target.index(t), at[1], at[2]]) for t in row if t}
+        other = {c: v for c, v in p.items() if c != first and v > 0}
+        if not other: assert share == 255; continue
+        assert p[second] == max(other.values()) and share == pytest.approx(255 * p[first] / (p[first] + p[second]), abs=0.51)
+
+def test_soft_labels_are_stored_with_all_looks_and_drawn_by_position(night, tmp_path):
+    soft, hard = (labelled_once(net(), night, tmp_path, soft=s) for s in (True, False))
+    said = json.loads((soft.folder / "manifest.json").read_text())["identity"]
+    assert said["soft"] and said["flip"] and said["scales"] == [1.0, 0.75, 1.25] and soft.folder != hard.folder
+    assert all((soft.label(i) == hard.label(i)).all() for i in range(len(night)))
+    with pytest.raises(ValueError, match="its mode is RGB"): PseudoLabelled(night, soft.folder, soft.space).label(0)
+    drawn = [soft.draw(0, np.random.default_rng(k)) for k in range(60)]
+    sets = night.map.sets()[night.label(0)]
+    for d in drawn: assert sets[np.arange(SIZE[0])[:, None], np.arange(SIZE[1]), np.where(d == IGNORE, len(URBAN.target), d)].all()
+    share = soft._read(0, "RGB")[..., 2] / 255
+    known = (soft.label(0) != IGNORE) & (share < 1)
+    assert known.mean() > 0.1 and np.mean([(d == soft.label(0))[known].mean() for d in drawn]) == pytest.approx(share[known].mean(), abs=0.01)
+    make = lambda ds, **kw: Mixture([ds], 4, (16, 32), seed=3, role="mixture", **kw)
+    a, b = make(soft), make(soft, workers=2)
+    for _ in range(3): x, y = next(a), next(b)
+    b.close()
+    assert torch.equal(x["label"], y["label"]) and torch.equal(x["label"], make(soft).batch(2)["label"])
+    assert torch.equal(x["image"], make(hard).batch(2)["image"]) and not torch.equal(x["label"], make(hard).batch(2)["label"])
+
+def test_the_table_of_right_pixels(night, tmp_path):
+    free, within = (stored_quality(labelled_once(net(), night, tmp_path, c), night.truth) for c in (False, True))
+    lines = [line.split() for line in gain_table({"night": (free, within)}, URBAN.target).splitlines()]
+    assert len(lines) == 17 and lines[0][-1] == "night"
+    truth, own = (np.stack([d.label(i) for i in range(len(night))]) for d in (night.truth, labelled_once(net(), night, tmp_path)))
+    assert float(lines[1][-1]) == pytest.approx(100 * (own[truth == 0] == 0).mean(), abs=0.05)
+    free.counts[4] = 0                          # a class that is not there
+    assert gain_table({"night": (free, within)}, URBAN.target).splitlines()[5].split() == ["fence", "-"]
 
 # the store
 
@@ -219,6 +254,10 @@ def test_looks_are_undone():
 def test_labels_within_sets_are_better_than_free_ones(night, tmp_path):
     free, within = (labelled_once(net(), night, tmp_path, constrained) for constrained in (False, True))
     assert free.folder != within.folder and within.space == URBAN.target and not hasattr(free, "map")
+    rows = {**dict(enumerate(night.map.allowed.values())), IGNORE: night.map.void}
+    pairs = [(rows[int(own)], int(said)) for i in range(len(night)) for own, said in zip(night.label(i).ravel(), free.label(i).ravel())]
+    possible = [URBAN.target.classes[said] in row for row, said in pairs if any(row)]
+    assert agreement(within, night) == 1 and agreement(free, night) == pytest.approx(np.mean(possible)) and np.mean(possible) < 0.9
     assert stored_quality(within, night.truth).total["precision"] > stored_quality(free, night.truth).total["precision"] + 0.3
 
 # mixtures
@@ -297,8 +336,16 @@ def test_the_teacher_is_trained_on_the_source_once_and_its_labels_are_shared(run
     needs = {r: [n["method"] for n in runs[r].metrics["needs"]] for r in ROWS}
     assert needs["lsu"] == needs["lsu_unconstrained"] == needs["lsu_soft"] == ["lsu_source"] and needs["lsu_rounds"] == ["lsu"] and not needs["lsu_partial"]
     teacher = runs["lsu"].finished_run("lsu_source", student=runs["lsu"].teacher_name)
-    assert len(list((teacher.folder / "labels").glob("*/manifest.json"))) == 6     # three domains, free and constrained: lsu and lsu_weighted use the same
+    assert len(list((teacher.folder / "labels").glob("*/manifest.json"))) == 9     # three domains: free, constrained and soft; lsu and lsu_weighted use the same
     assert teacher.id != runs["lsu_source"].id
+
+def test_both_rounds_have_the_same_options(runs, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Run, "finished_run", lambda self, method, **how: (asked.append((method, how["options"])), runs["lsu_source"])[1])
+    monkeypatch.setattr(lsu, "labelled_once", lambda *args, **options: asked.append(options) or runs["lsu"].data("source"))
+    monkeypatch.setattr(lsu, "_student", lambda *args: None)
+    lsu.lsu_rounds(runs["lsu_rounds"], void="never", least_mass=0.2)
+    assert asked[0] == ("lsu", {"void": "never", "least_mass": 0.2}) and all(o["void"] == "never" and o["least_mass"] == 0.2 for o in asked[1:]) and len(asked) == 4
 
 def test_labels_of_the_source_are_never_touched(runs):
     source = runs["lsu"].data("source")
@@ -345,16 +392,6 @@ def test_a_run_killed_while_labelling_ends_as_if_nothing_had_happened(runs, tmp_
     assert done["resumed"] and {k: done[k] for k in ("scores", "related")} == {k: runs["lsu"].metrics[k] for k in ("scores", "related")}
     a, b = run().load_student().state_dict(), runs["lsu"].load_student().state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
-
-def test_set_learning_keeps_its_teacher_still():
-    from types import SimpleNamespace
-    _, meaning = space_of_sets(URBAN.target, [SCENARIOS["urban_world"].data("country", "smoke").map])
-    m = SetLearning(net(), meaning, net(1)).train()
-    before = {k: v.clone() for k, v in m.nets["teacher"].state_dict().items()}
-    batch = SimpleNamespace(mixture=SimpleNamespace(image=torch.randn(2, 3, *SIZE, generator=rng()), label=torch.full((2, *SIZE), 16, dtype=torch.uint8)), generator=rng())
-    m.step(batch, lambda loss, name: loss.backward())
-    assert all(p.grad is None for p in m.nets["teacher"].parameters()) and all(torch.equal(v, before[k]) for k, v in m.nets["teacher"].state_dict().items())
-    assert any(p.grad is not None for p in m.student.parameters())
 
 # scenarios
 

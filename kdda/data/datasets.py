@@ -978,7 +978,7 @@ class Report:
             lines += [f"{kind}: {n}"] + found[:most]
             if n > most: lines.append(f"  and {n - most} more")
         if self.notes: lines += ["notes:"] + [f"  {n}" for n in self.notes]
-        if self.pixels.any(): lines += ["labelled pixels: " + ", ".join(f"{c} {s:.1%}" for c, s in self.shares.items())]
+        if self.pixels.any(): lines += ["labelled pixels: " + ", ".join(f"{c} {s:.1%}" for c, s in self.shares.items() if s)]
         return "\n".join(lines)
 
     def write_list(self, file):

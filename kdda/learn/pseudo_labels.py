@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['BINS', 'look_again', 'multi_scale_logits', 'mean_probabilities', 'class_thresholds', 'digest', 'images_in_order',
-           'write_pseudo_labels', 'PseudoLabelled', 'LabelQuality', 'count_labels', 'stored_quality']
+           'two_best', 'write_pseudo_labels', 'PseudoLabelled', 'SoftLabelled', 'LabelQuality', 'count_labels',
+           'stored_quality']
 
 # %% ../../nbs/learn/27_pseudo_labels.ipynb #7b02e60a
 import contextlib, hashlib, io, json, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+import numpy as np
 import torch
 import torch.distributed as dist
 from ..data.augment import normalize
@@ -74,6 +76,14 @@ def _png(label):
 
 def _save(path, data): write_whole(path, lambda part: part.write_bytes(data))
 
+def two_best(label,  # uint8 [B,H,W], 255 = void
+             p):     # [B,C,H,W], of any sum, 0 where a class is ruled out -> uint8 [B,H,W,3]
+    "The label, the best other class, and the label's share of what the two hold, in 255ths; void is 255 in all three."
+    at = label.clamp(max=p.shape[1] - 1).long()[:, None]
+    first, (other, second) = p.gather(1, at), p.scatter(1, at, 0).max(1, keepdim=True)
+    share = torch.where(other > 0, 255 * first / (first + other), 255).round()
+    return torch.cat([at, second, share], 1).movedim(1, -1).masked_fill(label[..., None] == IGNORE, IGNORE).to(torch.uint8)
+
 def _parallel(): return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 # %% ../../nbs/learn/27_pseudo_labels.ipynb #63312eea
@@ -86,14 +96,15 @@ def write_pseudo_labels(net,               # Segmenter
                         threshold=0.9,     # of "fixed", cap of "balanced"
                         batch=8,           # images at a time
                         flip=False, average=False,  # mirror images too; mean probability instead of largest logit
-                        constraint=None,   # (probabilities [B,C,H,W], own label uint8 [B,H,W]) -> uint8 [B,H,W]; its `repr` names it
+                        constraint=None,   # (probabilities [B,C,H,W], own label uint8 [B,H,W]) -> uint8 [B,H,W]; its `repr` names it; with `soft`, its `within` gives the probabilities that are left
                         box=None,          # (H, W) that images are resized to fit inside for the network; labels keep the frame's size
+                        soft=False,        # keep the two best classes of a pixel, not one
                         workers=0):        # threads that read ahead and write -> folder
     "Label every frame once; resumable, shared among processes. Pixels that are not selected become 255."
     if select not in ("all", "fixed", "balanced"): raise ValueError(f'select is "all", "fixed" or "balanced", not {select!r}')
     folder, (rank, _) = Path(folder), _parallel()
     if constraint is None: frames = frames if isinstance(frames, Unlabelled) else Unlabelled(frames)
-    more = {"flip": flip, "average": average, "constraint": constraint and repr(constraint), "box": box and list(box)}
+    more = {"flip": flip, "average": average, "constraint": constraint and repr(constraint), "box": box and list(box), "soft": soft}
     identity = {"network": digest(net), "frames": frames.name, "n": len(frames), "scales": list(scales), "select": select, "threshold": threshold, **{k: v for k, v in more.items() if v}}
     def predict(x):
         size = x.shape[-2:]
@@ -125,10 +136,12 @@ def _write_all(folder, frames, identity, predict, constraint, net, batch, worker
             written = []
             for start, x, raw in images_in_order(Subset(frames, todo), batch, device, workers, constraint is not None) if todo else ():
                 p = predict(x)
-                label = constraint(p, raw["label"].to(device)) if constraint else p.argmax(1).to(torch.uint8)
+                own = constraint and raw["label"].to(device)
+                label = constraint(p, own) if constraint else p.argmax(1).to(torch.uint8)
                 if passing is not None:
                     c = label.clamp(max=net.n_classes - 1).long()
                     label = torch.where(p.gather(1, c[:, None])[:, 0] >= passing[c], label, IGNORE)
+                if identity.get("soft"): label = two_best(label, constraint.within(p, own) if constraint else p)
                 written += [pool.submit(lambda f, y: _save(f, _png(y)), files[todo[start + k]], y) for k, y in enumerate(label.cpu().numpy())]
                 while len(written) > 4 * batch: written.pop(0).result()
             for w in written: w.result()
@@ -156,10 +169,21 @@ class PseudoLabelled(Unlabelled):
         super().__init__(frames)
         self.folder, self.space = Path(folder), space or self.space
 
-    def label(self, i):
-        label = decode(self.folder / f"{i:06}.png", ("L",), "remove it and start the run again: it is written anew")
-        if label.shape != (size := self.image(i).shape[:2]): raise ValueError(f"{self.folder / f'{i:06}.png'} is {label.shape}, the frame {size}; remove the folder")
+    def label(self, i): return self._read(i, "L")
+
+    def _read(self, i, mode):
+        label = decode(self.folder / f"{i:06}.png", (mode,), "remove it and start the run again: it is written anew")
+        if label.shape[:2] != (size := self.image(i).shape[:2]): raise ValueError(f"{self.folder / f'{i:06}.png'} is {label.shape}, the frame {size}; remove the folder")
         return label
+
+# %% ../../nbs/learn/27_pseudo_labels.ipynb #1f72195e
+class SoftLabelled(PseudoLabelled):
+    "Frames with soft labels: `label` is each pixel's best class, `draw` one of the best two."
+    def label(self, i): return self._read(i, "RGB")[..., 0]
+
+    def draw(self, i, rng):  # numpy Generator -> uint8 [H,W]
+        first, second, share = self._read(i, "RGB").transpose(2, 0, 1)
+        return np.where(255 * rng.random(share.shape) < share, first, second)
 
 # %% ../../nbs/learn/27_pseudo_labels.ipynb #a15bb21e
 class LabelQuality:
