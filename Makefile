@@ -9,7 +9,7 @@ NOTEBOOKS = find nbs kdda \( -name '*.ipynb' -o -name '*.py' \) -not -path '*/.i
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint sync notebooks pytest test-slow speed results readme lock wheel lab clean
+.PHONY: help setup demo test lint sync notebooks pytest test-slow speed results sweep readme lock docs browser wheel lab clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -42,7 +42,7 @@ notebooks: setup
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
 
 pytest: setup
-	python -m pytest -m "not slow"
+	python -m pytest -m "not slow and not browser"
 
 test-slow: setup  ## the tests that take minutes (kill and resume many times, ...)
 	python -m pytest -m slow
@@ -60,6 +60,10 @@ results: setup  ## re-make every committed number of results/ (a night on 2 core
 	mkdir -p results/figures && cp runs/game2city-laptop.jpg results/figures/game2city.jpg
 	kdda runs --export results
 
+sweep: setup  ## every headline row, three seeds or five (a night on 2 cores; goes on where it stopped)
+	kdda sweep sweeps/laptop.yaml --jobs 2
+	kdda runs --export results
+
 readme: setup  ## README.md from nbs/index.ipynb
 	jupyter nbconvert --to notebook --execute --inplace --log-level=WARN nbs/index.ipynb
 	jupyter nbconvert --to markdown --log-level=WARN --output-dir . --output README --NbConvertApp.output_files_dir=results/figures/readme \
@@ -69,6 +73,20 @@ readme: setup  ## README.md from nbs/index.ipynb
 lock: setup  ## resolve requirements.lock anew
 	python -m pip install --quiet uv
 	uv pip compile pyproject.toml --extra bench --extra dev --universal --python-version 3.10 --no-header --no-annotate --no-emit-index-url --quiet --upgrade -o requirements.lock
+	uv pip compile pyproject.toml --extra docs -c requirements.lock --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --quiet \
+	  | awk -F== 'NR==FNR {have[$$1]; next} !($$1 in have)' requirements.lock - > requirements-docs.lock
+
+docs: setup .venv/.docs  ## the site, in build/docs/html; nothing is executed
+	rm -rf build/docs
+	python docs/pages.py build/docs/source
+	sphinx-build -qW --keep-going -c docs build/docs/source build/docs/html
+	@echo "open build/docs/html/index.html"
+.venv/.docs: .venv/.ready requirements-docs.lock
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements-docs.lock
+	touch $@
+
+browser: docs  ## look at the site and train in JupyterLab, in Chromium (apt-get install chromium, or playwright install chromium)
+	python -m pytest -m browser tests/test_browser.py
 
 wheel: setup  ## build dist/*.whl
 	rm -rf dist && python -m build --wheel --outdir dist .

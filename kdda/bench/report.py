@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['LARGE', 'CLAIMS', 'Claim', 'differences', 'verdict', 'claims', 'claims_table', 'show_classes', 'show_cost']
 
-# %% ../../nbs/bench/44_report.ipynb #f94b3f0c
+# %% ../../nbs/bench/44_report.ipynb #77b399fb
 import math
 from dataclasses import dataclass
 import numpy as np
 from .runs import label, load_results, on_unseen, table
 
-# %% ../../nbs/bench/44_report.ipynb #6edd9ee2
+# %% ../../nbs/bench/44_report.ipynb #524a0584
 @dataclass(frozen=True)
 class Claim:
     "Row `better` beats row `than` by at least `least` points of mIoU."
@@ -30,6 +30,7 @@ CLAIMS = (
     Claim("DKD", "going on with target images alone is better than both domains throughout", "summary", "dkd_sequential", "dkd_both", ("game2city", "camvid_day2dusk")),
     Claim("DKD", "the student reaches its teacher", "summary", "dkd_sequential", f"adversarial ({LARGE})", ("game2city",)),
     Claim("DiGA", "symmetric distillation on source alone makes the network general", "abstract", "diga_skd", "diga_photo_ce", unseen=True),
+    Claim("DiGA", "both directions are better than one", "code", "diga_skd", "diga_one_way"),
     Claim("DiGA", "the cross-domain mixture adds to it", "abstract", "diga_skd_crdomix", "diga_skd", ("game2city", "camvid_day2dusk")),
     Claim("DiGA", "such a warm-up is no worse than an adversarial one", "abstract", "diga_skd_crdomix", "adversarial", ("game2city", "camvid_day2dusk")),
     Claim("DiGA", "labels chosen by agreement beat labels above a threshold", "abstract", "diga_consensus", "diga_threshold"),
@@ -46,7 +47,7 @@ CLAIMS = (
     Claim("Spirit", "images of a proximity domain add to it", "abstract", "esd", "sd", ("fewshot_city", "fewshot_camvid")),
     Claim("Spirit", "images of an unrelated domain add less", "inferred", "esd", "esd_unrelated", ("fewshot_city", "fewshot_camvid")))
 
-# %% ../../nbs/bench/44_report.ipynb #45c7c4d0
+# %% ../../nbs/bench/44_report.ipynb #e80aad3e
 def differences(claim, metrics):  # list of metrics of one scenario -> [points of mIoU], by seed
     "`better` minus `than`, for every seed that both rows have."
     score = lambda m: 100 * (on_unseen(m) if claim.unseen else m)["scores"]["miou"]
@@ -78,7 +79,7 @@ def claims_table(results="results", scale="laptop", every=True):  # every: those
         lines.append(f"| {c.paper} | {c.words}{least}{', on domains never seen' if c.unseen else ''} | {c.source} | {c.better} − {c.than} | {r['scenario']} | {number} | {r['verdict']} |")
     return "\n".join(lines)
 
-# %% ../../nbs/bench/44_report.ipynb #93ac6c3e
+# %% ../../nbs/bench/44_report.ipynb #6ef226ba
 def show_classes(metrics):  # list of metrics of one scenario -> figure
     "Mean IoU of every class in every row, the best rows first."
     import matplotlib.pyplot as plt

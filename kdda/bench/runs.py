@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['all_rows', 'check_parameters', 'Run', 'evaluate', 'generalisation', 'in_other_words', 'majority_guess', 'versions',
-           'execute', 'execute_all', 'on_unseen', 'table', 'variant', 'label', 'show_table', 'ledger', 'export_results',
-           'load_results', 'show_predictions', 'show_class_iou', 'show_curves']
+           'execute', 'job_arguments', 'Local', 'progress_of', 'execute_all', 'last_line', 'on_unseen', 'table',
+           'variant', 'label', 'show_table', 'ledger', 'export_results', 'load_results', 'show_predictions',
+           'show_class_iou', 'show_curves']
 
-# %% ../../nbs/bench/41_runs.ipynb #c96e10eb
-import difflib, hashlib, importlib, json, math, os, platform, pkgutil, subprocess, sys, time, warnings
+# %% ../../nbs/bench/41_runs.ipynb #9d76d584
+import contextlib, difflib, functools, hashlib, importlib, json, math, os, platform, pkgutil, subprocess, sys, time, warnings
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np
@@ -28,11 +29,11 @@ from ..learn.rows import ROWS
 from ..nets.heads import resize
 from ..nets.segmenter import segmenter
 
-# %% ../../nbs/bench/41_runs.ipynb #417671bb
+# %% ../../nbs/bench/41_runs.ipynb #d9e87b8f
 def _choice(what, value, names):
     if value in names: return value
     near = difflib.get_close_matches(str(value), names, n=1)
-    raise ValueError(f"no {what} called {value!r}" + (f"; did you mean {near[0]!r}?" if near else "") + f" There are: {', '.join(sorted(names))}")
+    raise ValueError(f"no {what} called {value!r}" + (f"; did you mean {near[0]!r}?" if near else "") + (f" There are: {', '.join(sorted(names))}" if names else "; there is none"))
 
 def all_rows():  # -> {name: Row}
     "The register of rows, the papers' included."
@@ -40,7 +41,7 @@ def all_rows():  # -> {name: Row}
     for m in pkgutil.iter_modules(kdda.papers.__path__): importlib.import_module(f"kdda.papers.{m.name}")
     return ROWS
 
-# %% ../../nbs/bench/41_runs.ipynb #035c07c6
+# %% ../../nbs/bench/41_runs.ipynb #b4e0a17c
 _IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open"}
 
 def _fits(value, kind):
@@ -62,7 +63,7 @@ def check_parameters(namespace,  # globals() of the notebook
             raise TypeError(f"parameter {n} = {namespace[n]!r} is {type(namespace[n]).__name__}, not {getattr(kind, '__name__', kind)}")
     return {n: namespace[n] for n in declared}
 
-# %% ../../nbs/bench/41_runs.ipynb #a281476b
+# %% ../../nbs/bench/41_runs.ipynb #61ff23fc
 class Run:
     "One cell of scenario x method x scale x seed: what a row calls its task."
     def __init__(self, method="dacs", scenario="game2city", scale="laptop", seed=0,
@@ -73,7 +74,9 @@ class Run:
                  teacher_weights=None,  # likewise, of the teacher
                  options=None,    # options of the row
                  data_root=None,  # folder with datasets on disk; None: $KDDA_DATA
-                 out="runs", benchmark="run"):
+                 out="runs", benchmark="run",
+                 nproc=1):        # processes that train it together, each on its part of every batch
+        self.request = {k: v for k, v in locals().items() if k != "self"}
         self.row = all_rows()[_choice("method", method, all_rows())]
         self.scenario = SCENARIOS[_choice("scenario", scenario, SCENARIOS)]
         self.scale = self.scenario.at(_choice("scale", scale, SCALES))
@@ -87,15 +90,17 @@ class Run:
         for w in (weights, teacher_weights):
             if w not in (None, "torchvision") and not Path(w).is_file(): raise FileNotFoundError(f"weights = {w}: no such file; give a file of backbone weights, or \"torchvision\"")
         if self.scale.name == "paper" and weights is None: warnings.warn(f"{method} at paper scale starts from random weights: the published recipes start from ImageNet weights, pass weights=FILE")
-        with torch.device("meta"): segmenter(self.student_name, len(self.space)); segmenter(self._teacher, len(self.space))
+        _buildable(self.student_name, len(self.space)); _buildable(self._teacher, len(self.space))
         self.scenario.check(self.data_root)
         self.rank, self.world = init_distributed()
+        self.nproc = _whole("nproc", nproc, 1)
+        if self.scale.batch % self.nproc: raise ValueError(f"nproc = {nproc}: a batch of {self.scale.batch} images does not divide among so many processes; choose a divisor")
         self._data, self.used = {}, []
 
     @property
     def identity(self):
         "What determines the result."
-        digest = lambda w: w if w in (None, "torchvision") else hashlib.sha256(Path(w).read_bytes()).hexdigest()
+        digest = lambda w: w if w in (None, "torchvision") else _file_digest(w, os.stat(w).st_mtime_ns)
         large = {"teacher": self._teacher, "teacher_weights": digest(self.teacher_weights)} if self.uses_teacher else {"teacher": None, "teacher_weights": None}
         return _as_json({"method": self.row.name, "scenario": self.scenario.name, "scale": self.scale.name, "seed": self.seed, "steps": self.steps, "student": self.student_name,
                 "weights": digest(self.weights), **large, "options": self.options, "recipe": _recipe(self.scale), "margins": self.margins, "kdda": kdda.__version__})
@@ -158,12 +163,14 @@ class Run:
 
     def finished_run(self, method, **changes):  # -> Run
         "Another run, by default of the same scenario, scale and seed: trained if absent, left alone if there, and recorded."
-        other = Run(**{**dict(method=method, scenario=self.scenario.name, scale=self.scale.name, seed=self.seed, student=self.student_name, teacher=self._teacher,
-                              steps=self.steps, weights=self.weights, teacher_weights=self.teacher_weights, data_root=self.data_root, out=self.out, benchmark=self.benchmark), **changes})
+        other = type(self)(**{**dict(method=method, scenario=self.scenario.name, scale=self.scale.name, seed=self.seed, student=self.student_name, teacher=self._teacher,
+                              steps=self.steps, weights=self.weights, teacher_weights=self.teacher_weights, data_root=self.data_root, out=self.out, benchmark=self.benchmark, nproc=self.nproc), **changes})
         self.used.append({k: other.identity[k] for k in ("method", "scenario", "scale", "seed", "steps", "student")} | {"run_id": other.id})
         if other.scenario == self.scenario and other.scale == self.scale: other._data = self._data
-        execute(other, progress=False, wait=True)
+        other.finish()
         return other
+
+    def finish(self): execute(self, progress=False, wait=True)
 
     def finished(self, method, **changes):  # -> Segmenter
         "The student of such a run."
@@ -174,6 +181,11 @@ class Run:
         net = segmenter(self.student_name, len(self.space))
         net.load_state_dict(load_file(self.folder / "student.safetensors"))
         return net
+
+    def save_student(self, net):
+        file = self.folder / "student.safetensors"
+        save_file({k: v.contiguous() for k, v in net.cpu().state_dict().items()}, f"{file}.tmp")
+        Path(f"{file}.tmp").replace(file)
 
     def stage_state(self, stage,  # name of a stage of this run
                     net="",       # "student", "teacher", ...: this network's tensors; "": everything the method holds
@@ -190,6 +202,13 @@ class Run:
         out.load_state_dict(self.stage_state(stage, net))
         return out
 
+@functools.cache
+def _buildable(name, n_classes):
+    with torch.device("meta"): segmenter(name, n_classes)
+
+@functools.cache
+def _file_digest(path, mtime): return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
 def _recipe(scale): return {k: v for k, v in asdict(scale).items() if k not in ("student", "teacher")}   # the two are named apart
 
 def _as_json(value): return json.loads(json.dumps(value))
@@ -198,7 +217,7 @@ def _whole(name, value, least):
     if isinstance(value, bool) or not isinstance(value, int) or value < least: raise ValueError(f"{name} = {value!r}; it must be a whole number, at least {least}")
     return value
 
-# %% ../../nbs/bench/41_runs.ipynb #b97007e8
+# %% ../../nbs/bench/41_runs.ipynb #71d44a18
 @torch.no_grad()
 def evaluate(net,             # Segmenter
              dataset,         # labelled
@@ -249,7 +268,7 @@ def majority_guess(confusion, space):
     share = (truth.max() / truth.sum().clamp(min=1)).item()
     return {"class": space.classes[int(truth.argmax())], "pixel_accuracy": share, "miou": share / max(1, int((truth > 0).sum()))}
 
-# %% ../../nbs/bench/41_runs.ipynb #f5436a6b
+# %% ../../nbs/bench/41_runs.ipynb #228baf03
 def versions():
     "Versions of what decides bits."
     import torchvision
@@ -266,7 +285,9 @@ def execute(run,            # Run
             say=print,
            ):               # -> metrics
     "Train and score `run`, or return what it left when it was finished."
-    if run.world > 1 and not run.metrics: return _execute_distributed(run, progress, say)
+    if run.world > 1: return _execute_distributed(run, progress, wait, say)
+    if run.nproc > 1 and not run.metrics:
+        if execute_all([run.request], 1, progress) == [None]: raise RuntimeError(f"{run.folder}: failed, see run.log: {last_line(run)}")
     while not run.metrics:
         try:
             with run_lock(run.folder): return run.metrics or _train_and_score(run, progress, plot, say)
@@ -275,13 +296,20 @@ def execute(run,            # Run
             time.sleep(1)
     return run.metrics
 
-def _execute_distributed(run, progress, say):
+def _execute_distributed(run, progress, wait, say):
     "Under torchrun: every process trains, rank 0 locks, writes and scores, the others wait for it."
-    dist.barrier()
-    if run.rank == 0:
-        with run_lock(run.folder): _train_and_score(run, progress, False, say)
-    else: _train(run, False, False, say)
-    dist.barrier()
+    with contextlib.ExitStack() as held:
+        while run.rank == 0 and not run.metrics:
+            try: held.enter_context(run_lock(run.folder)); break
+            except Busy:
+                if not wait: raise
+                time.sleep(1)
+        finished = [run.metrics is not None]
+        dist.broadcast_object_list(finished)
+        if finished[0]: pass
+        elif run.rank == 0: _train_and_score(run, progress, False, say)
+        else: _train(run, False, False, say)
+        dist.barrier()
     return run.metrics
 
 def _train(run, progress, plot, say):
@@ -295,7 +323,7 @@ def _train(run, progress, plot, say):
 def _train_and_score(run, progress, plot, say):
     started, scale, resumed = time.time(), run.scale, any(run.folder.glob("*/checkpoints/step_*"))
     _write(run.folder / "params.yaml", yaml.safe_dump({**run.identity, "benchmark": run.benchmark}, sort_keys=False))
-    _write(run.folder / "env.json", json.dumps({"versions": versions(), "platform": platform.platform(), "threads": torch.get_num_threads(),
+    _write(run.folder / "env.json", json.dumps({"versions": versions(), "platform": platform.platform(), "threads": torch.get_num_threads(), "processes": run.world,
                                                 "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None}, indent=1))
     (run.folder / "error.txt").unlink(missing_ok=True)
     try:
@@ -306,8 +334,7 @@ def _train_and_score(run, progress, plot, say):
         _write(run.folder / "error.txt", f"{type(e).__name__}: {e}\n")
         raise
     history.to_csv(run.folder / "history.csv")
-    save_file({k: v.contiguous() for k, v in method.student.cpu().state_dict().items()}, run.folder / "student.safetensors.tmp")
-    (run.folder / "student.safetensors.tmp").replace(run.folder / "student.safetensors")
+    run.save_student(method.student)
     cost = method.student.cost(run.data("test").image(0).shape[:2], runs=0)
     metrics = {"schema": 1, "status": "finished", "benchmark": run.benchmark, "method": run.row.name, "about": run.row.about, "scenario": run.scenario.name,
                "scale": scale.name, "seed": run.seed, "steps": steps, "student": {"name": run.student_name, "params": cost.params, "macs": cost.macs},
@@ -316,8 +343,43 @@ def _train_and_score(run, progress, plot, say):
     _write(run.folder / "metrics.json", json.dumps(metrics, indent=1))
     return metrics
 
-# %% ../../nbs/bench/41_runs.ipynb #c2c93525
-def _progress_of(run):
+# %% ../../nbs/bench/41_runs.ipynb #e45b5f05
+_JOB = "import json, sys; from kdda.bench.runs import Run, execute; execute(Run(**json.loads(sys.argv[1])), progress=False, wait=True)"
+
+def job_arguments(request):  # arguments of `Run` -> list of strings
+    "What Python is to be started with to execute a run in a process of its own."
+    job = ["-c", _JOB, json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in request.items()})]
+    return job if request.get("nproc", 1) == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(request["nproc"]), "--no-python", sys.executable, *job]
+
+class Local:
+    "Runs on this machine, `jobs` at a time, each with its share of the cores, or CUDA devices."
+    def __init__(self, jobs=None,        # None: as many as there are CUDA devices, or else cores, for
+                 most=sys.maxsize,       # but never more than these
+                 nproc=1):               # processes of a run
+        self.devices, self.nproc = torch.cuda.device_count(), nproc
+        self.jobs = min(most, max(1, (self.devices or os.cpu_count() or 1) // nproc) if jobs is None else _whole("jobs", jobs, 1))
+        self.free, self.working = list(range(self.jobs)), {}
+
+    @property
+    def room(self): return len(self.free)
+
+    def start(self, run, request):
+        slot, env = self.free.pop(0), {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // (self.jobs * self.nproc)))}
+        if self.devices: env["CUDA_VISIBLE_DEVICES"] = ",".join(str((slot * self.nproc + k) % self.devices) for k in range(self.nproc))
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with open(run.folder / "run.log", "a") as log:
+            self.working[run] = slot, subprocess.Popen([sys.executable, *job_arguments(request)], stdout=log, stderr=subprocess.STDOUT, env=env)
+
+    def ended(self):  # -> [(run, exit code), ...] of those that have ended since the last look
+        out = [(run, code) for run, (_, process) in self.working.items() if (code := process.poll()) is not None]
+        for run, _ in out: self.free.append(self.working.pop(run)[0])
+        return out
+
+    def stop(self):
+        for _, process in self.working.values(): process.terminate()
+        for _, process in self.working.values(): process.wait()
+
+def progress_of(run):
     "Finished share of a run, from what its stages have written."
     if run.metrics: return 1.0
     rows = [History.from_csv(f) for f in run.folder.glob("*/history.csv")]
@@ -328,43 +390,33 @@ def execute_all(requests,       # list of dicts, arguments of `Run`
                 progress=True):  # -> list of metrics, in the order of `requests`; None for a failed run
     "Execute runs in processes of their own, `jobs` at a time."
     if not requests: raise ValueError("nothing to run: the list of requests is empty")
-    runs, devices = [Run(**r) for r in requests], torch.cuda.device_count()
-    jobs = min(devices or os.cpu_count() or 1 if jobs is None else _whole("jobs", jobs, 1), len(runs))
-    free, env = list(range(jobs)), {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-    waiting, working, bar = [r for r in zip(runs, requests) if not r[0].metrics], {}, None
+    runs = [Run(**r) for r in requests]
+    engine, waiting, bar = Local(jobs, len(runs), max(r.nproc for r in runs)), [r for r in zip(runs, requests) if not r[0].metrics], None
     if progress:
         from fastprogress.fastprogress import progress_bar
         bar = progress_bar(range(100 * len(runs)), leave=False); bar.update(0)
-    code = "import json, sys; from kdda.bench.runs import Run, execute; execute(Run(**json.loads(sys.argv[1])), progress=False, wait=True)"
     try:
-        while waiting or working:
-            while waiting and free:
-                (run, request), slot = waiting.pop(0), free.pop(0)
-                run.folder.mkdir(parents=True, exist_ok=True)
-                request = {k: str(v) if isinstance(v, Path) else v for k, v in request.items()}
-                here = {**env, "CUDA_VISIBLE_DEVICES": str(slot % devices)} if devices else env
-                with open(run.folder / "run.log", "a") as log:
-                    working[run] = slot, subprocess.Popen([sys.executable, "-c", code, json.dumps(request)], stdout=log, stderr=subprocess.STDOUT, env=here)
+        while waiting or engine.working:
+            while waiting and engine.room: engine.start(*waiting.pop(0))
             time.sleep(0.2)
-            for run, (slot, process) in list(working.items()):
-                if process.poll() is None: continue
-                del working[run]; free.append(slot)
-                if process.returncode: print(f"{run.folder}: failed, see run.log: {_last_line(run.folder / 'run.log')}", flush=True)
+            for run, code in engine.ended():
+                if code: print(f"{run.folder}: failed, see run.log: {last_line(run)}", flush=True)
                 elif progress: print(f"{label(run.metrics):24} seed {run.seed}  mIoU {_points(run.metrics['scores']['miou'])}  {run.metrics['wall_s']:.0f} s", flush=True)
             if bar is not None:
-                bar.update(min(100 * len(runs) - 1, int(100 * sum(map(_progress_of, runs)))))
-                bar.comment = ", ".join(r.row.name for r in working)
-    finally:
-        for _, process in working.values(): process.terminate()
+                bar.update(min(100 * len(runs) - 1, int(100 * sum(map(progress_of, runs)))))
+                bar.comment = ", ".join(r.row.name for r in engine.working)
+    finally: engine.stop()
     return [r.metrics for r in runs]
 
 def _points(miou): return "-" if miou is None else f"{100 * miou:.1f}"
 
-def _last_line(file):
-    lines = Path(file).read_text().strip().splitlines()
-    return lines[-1] if lines else "(empty)"
+def last_line(run):
+    "Of its log: what a failed run died of."
+    log = run.folder / "run.log"
+    lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
+    return ([line for line in lines if line.startswith("[rank")] or lines or ["(empty)"])[-1]   # torchrun's own last words say little
 
-# %% ../../nbs/bench/41_runs.ipynb #d73667f5
+# %% ../../nbs/bench/41_runs.ipynb #2c6189b5
 def _mean_std(v): return float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else float("nan")
 
 def on_unseen(metrics, which="unseen"):  # metrics of a run -> the same, its score replaced by the mean mIoU over domains never seen, or "related" ones
@@ -392,11 +444,12 @@ def table(metrics,                 # list of metrics dicts, any number of seeds
     return out
 
 def variant(metrics):  # -> list of strings
-    "What sets a run apart from its row's defaults: the row it was applied to, options, another student."
+    "What sets a run apart from its row's defaults: the row it was applied to, options, other networks."
     p, row = metrics["params"], all_rows().get(metrics["method"])
     own = {k: v for k, v in p["options"].items() if k == "of" or (row and v != row.options.get(k))}
-    usual = SCENARIOS[metrics["scenario"]].at(metrics["scale"]).student if metrics["scenario"] in SCENARIOS else None
-    other = [p["student"]] if usual and p.get("student", usual) != usual else []
+    scale = SCENARIOS[metrics["scenario"]].at(metrics["scale"]) if metrics["scenario"] in SCENARIOS else None
+    usual = {"student": scale.student, "teacher": scale.teacher} if scale else {}
+    other = [p[k] for k, v in usual.items() if p.get(k) not in (None, v)]
     return [str(v) if isinstance(v, str) else f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in own.items()] + other
 
 def label(metrics):
@@ -420,7 +473,7 @@ def show_table(metrics, baseline="source_only"):
     return "\n".join(lines + [f"mIoU in points on {m['scored_on']['images']} test images of {m['scored_on']['data']}, last checkpoint of the student; scenario {m['scenario']}, scale {m['scale']}, "
                               f"{m['params']['steps']} steps; gain: paired by seed, to {baseline}; over: likewise, to the row's fair baseline"])
 
-# %% ../../nbs/bench/41_runs.ipynb #e4994616
+# %% ../../nbs/bench/41_runs.ipynb #6da3b754
 def ledger(out="runs"):  # -> list of dicts: folder, state, scale, scenario, method, seed, miou
     "All runs below `out`."
     found = []
@@ -450,7 +503,7 @@ def load_results(scenario, scale="laptop", results="results"):  # -> list of met
     "The committed metrics of a scenario."
     return [json.loads(f.read_text()) for f in sorted(Path(results).glob(f"{scale}/{scenario}/*/seed*.json"))]
 
-# %% ../../nbs/bench/41_runs.ipynb #58244aeb
+# %% ../../nbs/bench/41_runs.ipynb #7b714ea3
 def show_predictions(dataset, predictions,  # {"before": [ids, ...], "after": [ids, ...]} for images 0, 1, 2 ...
                      indices=(0, 1, 2, 3)):
     "Rows of image, truth and predictions. Void is black in the truth."

@@ -11,7 +11,7 @@ import contextlib, copy
 import torch
 from torch import nn
 from ..data.augment import block_mask, class_mask, mix, photometric
-from .fit import Method
+from .fit import Method, mean_over_processes
 from .losses import cross_entropy, feature_distance, kd_kl
 
 # %% ../../nbs/learn/23_selftrain.ipynb #09eeaa93
@@ -92,7 +92,7 @@ def pseudo_label(logits,            # teacher's, [B,C,H,W]
                 ):                  # -> label uint8 [B,H,W], weight float [B,H,W], q (0-dim)
     "Hard labels and DAFormer's confidence weight: the share of pixels with max p >= threshold, one number for the batch."
     p, label = logits.float().softmax(1).max(1)
-    q = (p >= threshold).float().mean()
+    q = mean_over_processes((p >= threshold).float().mean())
     weight = q.expand_as(p).clone()
     top, bottom = margins
     weight[:, :top] = 0

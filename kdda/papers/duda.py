@@ -8,20 +8,20 @@ __all__ = ['INCONSISTENCIES', 'RECIPES', 'enlarge', 'at_scale', 'View', 'TwoStud
            'show_inconsistency', 'feature_distances', 'pre_adaptation', 'fine_tuning', 'after_stage_1', 'large_network',
            'duda_stage1', 'duda', 'duda_kd', 'duda_two_teachers', 'duda_fixed', 'gain_by_third']
 
-# %% ../../nbs/papers/32_duda.ipynb #cb8694ad
+# %% ../../nbs/papers/32_duda.ipynb #ba2a90b1
 import contextlib, copy, math
 from typing import NamedTuple
 import torch
 from torch import nn
 import torch.nn.functional as F
 from ..data.augment import block_mask, mix, photometric
-from ..learn.fit import Method, Optim, Stage
+from ..learn.fit import Method, Optim, Stage, mean_over_processes
 from ..learn.losses import cross_entropy, feature_distance, kd_kl
 from ..learn.rows import row
 from ..learn.selftrain import Supervised, dacs_mix, ema_update, frozen_statistics, pseudo_label, teacher_mode
 from ..nets.heads import resize
 
-# %% ../../nbs/papers/32_duda.ipynb #7eb6af29
+# %% ../../nbs/papers/32_duda.ipynb #2acb1fdd
 def enlarge(x, scale):
     return x if scale == 1 else F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
 
@@ -34,7 +34,7 @@ def at_scale(net,      # Segmenter
     out = net(enlarge(x, scale), taps)
     return (resize(out[0], x), out[1]) if taps else resize(out, x)
 
-# %% ../../nbs/papers/32_duda.ipynb #9eef1683
+# %% ../../nbs/papers/32_duda.ipynb #5ba2d015
 class View(NamedTuple):
     "Images with labels, from which both students learn."
     name: str              # "source", "mixed", "masked" or "plain"
@@ -42,7 +42,7 @@ class View(NamedTuple):
     label: torch.Tensor    # uint8 [B,H,W]
     weight: torch.Tensor | None = None  # float [B,H,W]
 
-# %% ../../nbs/papers/32_duda.ipynb #d8ef94d5
+# %% ../../nbs/papers/32_duda.ipynb #0a25b211
 class TwoStudents(Method):
     "A large and a small student that learn from the same tensors; by itself: cross-entropy on source."
     optim = {"main": Optim(), "large": Optim()}  # of the small and of the large student
@@ -95,7 +95,7 @@ class TwoStudents(Method):
         backward(loss, f"{branch}_{view.name}")
         return loss
 
-# %% ../../nbs/papers/32_duda.ipynb #ff1682ac
+# %% ../../nbs/papers/32_duda.ipynb #4e3ea305
 class PreAdaptation(TwoStudents):
     "DUDA, stage 1: the large pair trains itself on target images and takes the small student along."
     frozen = ("teacher",)
@@ -142,7 +142,7 @@ class PreAdaptation(TwoStudents):
     def after_step(self, t):
         ema_update(self.nets["teacher"], self.nets["large"], t + 1, self.ema_decay, buffers="copy" if self.teacher_bn == "running" else "keep")
 
-# %% ../../nbs/papers/32_duda.ipynb #4c64c70a
+# %% ../../nbs/papers/32_duda.ipynb #0159dbbf
 class SavedBytes:
     "Within `with`: counts the bytes that autograd keeps for backward passes; `live` now, `peak` at most."
     def __init__(self, module):  # whose parameters and buffers are not counted
@@ -172,7 +172,7 @@ class _Saved:
 
     def __del__(self): self.counter.count(self.tensor.untyped_storage(), -1)
 
-# %% ../../nbs/papers/32_duda.ipynb #fe1897d6
+# %% ../../nbs/papers/32_duda.ipynb #9349b6d2
 def peak_saved_bytes(method,         # a copy of it takes the step
                      step,           # callable(method, backward), e.g. lambda m, backward: m.step(batch, backward)
                      separate=True,  # False: one summed loss, one backward
@@ -186,7 +186,7 @@ def peak_saved_bytes(method,         # a copy of it takes the step
         losses.clear()
     return memory.peak
 
-# %% ../../nbs/papers/32_duda.ipynb #53fee783
+# %% ../../nbs/papers/32_duda.ipynb #6d5ca204
 INCONSISTENCIES = ("iou", "recall", "jsd", "prob")
 
 def js_divergence(p, q):  # probabilities [B,C,H,W] -> bits [B,H,W], in [0, 1]
@@ -195,7 +195,7 @@ def js_divergence(p, q):  # probabilities [B,C,H,W] -> bits [B,H,W], in [0, 1]
     return ((entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2) / math.log(2)).clamp(0, 1)
 
 class Agreement(nn.Module):
-    "Running statistics of where a student and a teacher agree, by class (our choice). Each process keeps its own; `fit` averages them with the other buffers."
+    "Running statistics of where a student and a teacher agree, by class (our choice)."
     def __init__(self, n_classes,
                  kind="iou",  # one of INCONSISTENCIES
                  decay=0.99,  # of the moving average, per update
@@ -213,14 +213,14 @@ class Agreement(nn.Module):
                hard=None,      # the teacher's labels [B,H,W], if somebody has them
               ):
         n, hard = logits.shape[1], teacher.argmax(1) if hard is None else hard.long()
-        pixels = valid.sum().clamp(min=1)
+        pixels = mean_over_processes(valid.sum()).clamp(min=1)
         pairs = torch.bincount((hard * n + logits.argmax(1))[valid], minlength=n * n).view(n, n)
-        self.confusion.lerp_(pairs / pixels, 1 - self.decay)
+        self.confusion.lerp_(mean_over_processes(pairs) / pixels, 1 - self.decay)
         if self.kind in ("jsd", "prob"):
             student = logits.float().softmax(1)
             apart = js_divergence(teacher, student) if self.kind == "jsd" else 1 - student.gather(1, hard[:, None])[:, 0]
             classes = torch.arange(n, device=hard.device).view(1, n, 1, 1)
-            self.distance.lerp_((apart[:, None] * ((hard[:, None] == classes) & valid[:, None])).sum((0, 2, 3)) / pixels, 1 - self.decay)
+            self.distance.lerp_(mean_over_processes((apart[:, None] * ((hard[:, None] == classes) & valid[:, None])).sum((0, 2, 3))) / pixels, 1 - self.decay)
 
     @property
     def inconsistency(self):  # -> [C], NaN for a class that was never there
@@ -228,7 +228,7 @@ class Agreement(nn.Module):
         if self.kind == "iou": return 1 - both / (teacher + student - both)
         return 1 - both / teacher if self.kind == "recall" else self.distance / teacher
 
-# %% ../../nbs/papers/32_duda.ipynb #749260c5
+# %% ../../nbs/papers/32_duda.ipynb #1b1107d7
 def class_weights(inconsistency,    # [C], NaN where a class is absent
                   tau=0.5,          # temperature: small is sharp, infinity is none
                   clip=(0.3, 3.0),  # before the mean is set to 1
@@ -244,7 +244,7 @@ def class_weights(inconsistency,    # [C], NaN where a class is absent
     weight[present] = some / mean
     return weight
 
-# %% ../../nbs/papers/32_duda.ipynb #cf88bdc5
+# %% ../../nbs/papers/32_duda.ipynb #6be5fd5c
 def fuse(logits,           # list of [B,C,H,W], one for each teacher
          how="mean",       # "mean" or "confidence"
          threshold=0.968,  # "confidence": a pixel is sure from here on
@@ -252,10 +252,10 @@ def fuse(logits,           # list of [B,C,H,W], one for each teacher
     "Average of several teachers' probabilities (our choice; the paper's fusion is unknown)."
     if how not in ("mean", "confidence"): raise ValueError(f'fusion is "mean" or "confidence", not {how!r}')
     p = [z.float().softmax(1) for z in logits]
-    a = [1.0 if how == "mean" else (x.amax(1) >= threshold).float().mean() + 1e-6 for x in p]
+    a = [1.0 if how == "mean" else mean_over_processes((x.amax(1) >= threshold).float().mean()) + 1e-6 for x in p]
     return sum(w * x for w, x in zip(a, p)) / sum(a)
 
-# %% ../../nbs/papers/32_duda.ipynb #c1e89a9f
+# %% ../../nbs/papers/32_duda.ipynb #473920a6
 @torch.no_grad()
 def glance(net, x):
     "Logits without dropout, by the batch's own statistics; the running ones stay as they are."
@@ -322,7 +322,7 @@ class FineTuning(Method):
         inside, (top, bottom) = torch.ones_like(p), self.margins
         inside[:, :top] = 0
         inside[:, p.shape[1] - bottom:] = 0
-        return soft, hard.to(torch.uint8), inside, (p >= self.threshold).float().mean()
+        return soft, hard.to(torch.uint8), inside, mean_over_processes((p >= self.threshold).float().mean())
 
     def after_step(self, t):
         if self.agreement and (t + 1) % self.every == 0: self.class_weight.copy_(self.new_weights())
@@ -331,7 +331,7 @@ class FineTuning(Method):
         share = self.agreement.confusion.sum(1) if self.balance == "pixel" else None
         return class_weights(self.agreement.inconsistency, self.tau, self.clip, share)
 
-# %% ../../nbs/papers/32_duda.ipynb #2b927482
+# %% ../../nbs/papers/32_duda.ipynb #6c4840de
 def show_inconsistency(space, inconsistency, weight):  # LabelSpace, [C], [C]
     "Bars of I_c, sorted, in class colours, and the weights as dots. An absent class is left out."
     import matplotlib.pyplot as plt
@@ -345,7 +345,7 @@ def show_inconsistency(space, inconsistency, weight):  # LabelSpace, [C], [C]
     right.axhline(1, color="0.7", linewidth=0.8, linestyle=":"); right.set(ylabel="weight $w_c$", ylim=(0, None)); right.legend(fontsize=8)
     return fig
 
-# %% ../../nbs/papers/32_duda.ipynb #675f0fde
+# %% ../../nbs/papers/32_duda.ipynb #a124a802
 def feature_distances(task):
     "`fd` and its anchors for the branches that start from pre-trained weights: the large one, and the small one if it is a transformer (our choice)."
     anchors = {}
@@ -387,7 +387,7 @@ def large_network(task, of, **changes):
     "The large architecture as row `of` left it: trained if absent, loaded if there."
     return task.finished(of, student=task.teacher_name, weights=task.teacher_weights, **changes)
 
-# %% ../../nbs/papers/32_duda.ipynb #2bfdbe7d
+# %% ../../nbs/papers/32_duda.ipynb #ff72dd34
 @row("duda_stage1", "DUDA's pre-adaptation alone: a small student beside a self-training large one", teacher=True, against="daformer")
 def duda_stage1(task, scale=1, mic=0.0): return pre_adaptation(task, scale, mic)
 
@@ -407,10 +407,10 @@ def duda_two_teachers(task, of="daformer", inconsistency="iou", fusion="mean", s
 def duda_fixed(task, of="daformer", inconsistency="none"):
     return fine_tuning(task, task.steps, lambda: (task.net(), [large_network(task, of)]), inconsistency=inconsistency)
 
-# %% ../../nbs/papers/32_duda.ipynb #31cebb33
+# %% ../../nbs/papers/32_duda.ipynb #e881cd68
 RECIPES = {s: dict(steps=80_000, options=dict(share=0.5)) for s in ("gta2cityscapes", "synthia2cityscapes", "cityscapes2acdc", "cityscapes2darkzurich")}
 
-# %% ../../nbs/papers/32_duda.ipynb #b517764e
+# %% ../../nbs/papers/32_duda.ipynb #ccb3d8c2
 def gain_by_third(rank, before, after):  # {class: IoU or None}, three times -> gains of the worst, middle and best third, points
     "Mean gain from `before` to `after`, over thirds of the classes as `rank` orders them: a third run, lest the mean regress."
     classes = sorted((c for c in rank if None not in (rank[c], before[c], after[c])), key=rank.get)
