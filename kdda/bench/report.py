@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['LARGE', 'CLAIMS', 'Claim', 'differences', 'verdict', 'claims', 'claims_table', 'show_classes', 'show_cost']
 
-# %% ../../nbs/bench/44_report.ipynb #77b399fb
+# %% ../../nbs/bench/44_report.ipynb #3de84c37
 import math
 from dataclasses import dataclass
 import numpy as np
 from .runs import label, load_results, on_unseen, table
 
-# %% ../../nbs/bench/44_report.ipynb #524a0584
+# %% ../../nbs/bench/44_report.ipynb #7bac87da
 @dataclass(frozen=True)
 class Claim:
     "Row `better` beats row `than` by at least `least` points of mIoU."
@@ -36,6 +36,7 @@ CLAIMS = (
     Claim("DiGA", "labels chosen by agreement beat labels above a threshold", "abstract", "diga_consensus", "diga_threshold"),
     Claim("DiGA", "symmetric distillation helps self-training, too", "code", "diga_consensus_skd", "diga_consensus"),
     Claim("DiGA", "a second round helps", "code", "diga", "diga_consensus_skd"),
+    Claim("DiGA", "all of it beats plain self-training", "abstract", "diga", "dacs", ("game2city", "camvid_day2dusk")),
     Claim("DUDA", "a small network gains more from a large one than from self-training by itself", "abstract", "duda_kd", "daformer", ("game2city", "camvid_day2dusk"), least=3.0),
     Claim("DUDA", "weights by inconsistency add to it", "abstract", "duda", "duda_kd", ("game2city", "camvid_day2dusk")),
     Claim("DUDA", "a second teacher adds to it", "abstract", "duda_two_teachers (daformer)", "duda"),
@@ -47,7 +48,7 @@ CLAIMS = (
     Claim("Spirit", "images of a proximity domain add to it", "abstract", "esd", "sd", ("fewshot_city", "fewshot_camvid")),
     Claim("Spirit", "images of an unrelated domain add less", "inferred", "esd", "esd_unrelated", ("fewshot_city", "fewshot_camvid")))
 
-# %% ../../nbs/bench/44_report.ipynb #e80aad3e
+# %% ../../nbs/bench/44_report.ipynb #79df815b
 def differences(claim, metrics):  # list of metrics of one scenario -> [points of mIoU], by seed
     "`better` minus `than`, for every seed that both rows have."
     score = lambda m: 100 * (on_unseen(m) if claim.unseen else m)["scores"]["miou"]
@@ -79,7 +80,7 @@ def claims_table(results="results", scale="laptop", every=True):  # every: those
         lines.append(f"| {c.paper} | {c.words}{least}{', on domains never seen' if c.unseen else ''} | {c.source} | {c.better} − {c.than} | {r['scenario']} | {number} | {r['verdict']} |")
     return "\n".join(lines)
 
-# %% ../../nbs/bench/44_report.ipynb #6ef226ba
+# %% ../../nbs/bench/44_report.ipynb #63320111
 def show_classes(metrics):  # list of metrics of one scenario -> figure
     "Mean IoU of every class in every row, the best rows first."
     import matplotlib.pyplot as plt

@@ -11,7 +11,7 @@ __all__ = ['TRANSLATORS', 'RECIPES', 'soften', 'disturb', 'to_rgb', 'from_rgb', 
            'diga_photo_ce', 'diga_one_way', 'diga_skd', 'diga_dg', 'gan_translator', 'diga_skd_crdomix', 'diga_prob',
            'diga_feat', 'diga_threshold', 'diga_consensus', 'diga_consensus_skd', 'diga', 'finished_round']
 
-# %% ../../nbs/papers/31_diga.ipynb #dec04c4e
+# %% ../../nbs/papers/31_diga.ipynb #967ebc3c
 import contextlib, copy, math
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from ..learn.selftrain import ema_update, frozen_statistics, teacher_mode
 from ..nets.heads import HEADS, Head, resize
 from ..nets.segmenter import read_weights, segmenter
 
-# %% ../../nbs/papers/31_diga.ipynb #a34952a0
+# %% ../../nbs/papers/31_diga.ipynb #6ee75f81
 def _rand(generator, x, *shape): return torch.rand(shape, generator=generator, device=generator.device).to(x.device)
 
 def _sometimes(x, p, generator, f):
@@ -66,7 +66,7 @@ def disturb(x,             # float [B,3,H,W], RGB on 0..1
     x = _sometimes(x, p_blur, generator, lambda x: gaussian_blur(x, 2.0, radius=1))
     return _sometimes(x, p_sharpness, generator, lambda x: soften(x, 0.5 * _rand(generator, x, len(x))))
 
-# %% ../../nbs/papers/31_diga.ipynb #5c4ac8e6
+# %% ../../nbs/papers/31_diga.ipynb #d61e9bb4
 def _channels(values, x): return torch.tensor(values, device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
 def to_rgb(x): return x * _channels(STD, x) + _channels(MEAN, x)         # normalised -> RGB on 0..1
 def from_rgb(x): return (x - _channels(MEAN, x)) / _channels(STD, x)     # and back
@@ -87,7 +87,7 @@ def domain_random(x,             # float [B,3,H,W], normalised
     z = torch.lerp(z, (disturb(z, generator, **options) - 0.5) / 0.5, beta)
     return from_rgb((128 * z + _channels(_MEAN_BGR, x)).flip(1) / 255)
 
-# %% ../../nbs/papers/31_diga.ipynb #b35e5046
+# %% ../../nbs/papers/31_diga.ipynb #7d695a41
 def symmetric_kd(student,      # logits of (clean view, second view), each [B,C,H,W]
                  teacher,      # likewise; constants
                  reverse=0.5,  # s, weight of the second-to-clean direction
@@ -97,7 +97,7 @@ def symmetric_kd(student,      # logits of (clean view, second view), each [B,C,
     loss = soft_cross_entropy(student[1], teacher[0].float().softmax(1), valid)
     return loss + reverse * soft_cross_entropy(student[0], teacher[1].float().softmax(1), valid) if reverse else loss
 
-# %% ../../nbs/papers/31_diga.ipynb #3696d2a0
+# %% ../../nbs/papers/31_diga.ipynb #4e127958
 def half_of_the_values(label,      # uint8 [B,H,W]
                        generator,  # torch.Generator
                       ):           # -> bool [B,H,W]
@@ -114,7 +114,7 @@ def crdomix(augmented, translated,  # two renderings of the same images, [B,3,H,
     "Cross-domain mixture: the drawn classes from `augmented`, the others from `translated`."
     return mix(half_of_the_values(label, generator), augmented, translated)
 
-# %% ../../nbs/papers/31_diga.ipynb #17ac89b3
+# %% ../../nbs/papers/31_diga.ipynb #649466c9
 _AXES = torch.tensor([[1., 1, 1], [1, -1, 0], [1, 1, -2]]); _AXES /= _AXES.norm(dim=1, keepdim=True)   # brightness, red-green, yellow-blue
 
 def _partners(target, n, generator): return target[torch.randint(len(target), (n,), generator=generator, device=generator.device).to(target.device)]
@@ -143,7 +143,7 @@ def translate_fda(image, target, generator,
 
 TRANSLATORS = {"stats": translate_stats, "fda": translate_fda}
 
-# %% ../../nbs/papers/31_diga.ipynb #5796c751
+# %% ../../nbs/papers/31_diga.ipynb #ebf2e3eb
 def _teacher(net, mode):
     'Set the teacher\'s mode. "batch": statistics of its batch, no dropout; "running": the student\'s statistics; "official": training mode, dropout and all.'
     return net.train() if mode == "official" else teacher_mode(net, mode)
@@ -186,7 +186,7 @@ class WarmUp(Method):
     def after_step(self, t):
         ema_update(self.nets["teacher"], self.student, t + 1, self.ema_decay, buffers="copy" if self.teacher == "running" else "keep")
 
-# %% ../../nbs/papers/31_diga.ipynb #4a2f6ee9
+# %% ../../nbs/papers/31_diga.ipynb #3df3093b
 def _translator(self):
     "The frozen network's or the function's translation, or None."
     if "translator" in self.nets: return lambda image, target, generator: self.nets["translator"](image)
@@ -217,7 +217,7 @@ def _source_step(self, batch, backward):
 
 WarmUp.translator, WarmUp.views, WarmUp.source_step = property(_translator), _views, _source_step
 
-# %% ../../nbs/papers/31_diga.ipynb #908edfce
+# %% ../../nbs/papers/31_diga.ipynb #dca55332
 def labelled_by(stream,   # unlabelled Stream of the target
                 frames,   # its frames, already at the size the stream would give them
                 folder):  # of pseudo-labels; may be empty until the first batch -> Stream
@@ -225,7 +225,7 @@ def labelled_by(stream,   # unlabelled Stream of the target
     return Stream(PseudoLabelled(frames, folder), stream.batch_size, crop=stream.crop, seed=stream.seed, role=stream.role, flip=stream.flip,
                   workers=stream.workers, rank=stream.rank, world=stream.world)
 
-# %% ../../nbs/papers/31_diga.ipynb #414900d3
+# %% ../../nbs/papers/31_diga.ipynb #63ad7ed5
 def class_means(feature,      # [B,D,h,w]
                 label,        # uint8 or int [B,h,w] on the same grid, 255 = void
                 n_classes, least=5):  # pixels a class needs in an image to count -> means [B,C,D], counted bool [B,C]
@@ -249,7 +249,7 @@ def initial_centroids(net, frames, batch=8, cap=3000):  # Segmenter; dataset of 
             count = torch.where(there, (count + 1).clamp(max=cap), count)
     return centroids, count
 
-# %% ../../nbs/papers/31_diga.ipynb #5dc37af8
+# %% ../../nbs/papers/31_diga.ipynb #15944d62
 @torch.no_grad()
 def feature_labels(feature,    # [B,D,h,w]
                    centroids,  # [C,D]
@@ -273,7 +273,7 @@ def move_centroids(centroids, seen,   # [C,D], bool [C]; changed in place
     for v, there in zip(means, counted):
         centroids.copy_(torch.where((there & seen)[:, None], torch.lerp(centroids, v.to(centroids.dtype), momentum), centroids))
 
-# %% ../../nbs/papers/31_diga.ipynb #d8269691
+# %% ../../nbs/papers/31_diga.ipynb #c6119bb3
 class DiGA(WarmUp):
     "Self-training on bilateral-consensus labels (DiGA, second stage); starts from a warmed-up student and centroids."
     def __init__(self, student,
@@ -305,7 +305,7 @@ class DiGA(WarmUp):
         backward(loss, "ce_mixed")
         return terms | {"ce_mixed": loss, "labelled": (label != IGNORE).float().mean()} | ({} if self.labels == "prob" else {"drift": self.drift})
 
-# %% ../../nbs/papers/31_diga.ipynb #e4cf8606
+# %% ../../nbs/papers/31_diga.ipynb #abcb49d1
 @torch.no_grad()
 def _target_labels(self, batch, second, source_taps):
     "Labels of the target batch; then the centroids move, target first."
@@ -321,7 +321,7 @@ def _target_labels(self, batch, second, source_taps):
 
 DiGA.target_labels = _target_labels
 
-# %% ../../nbs/papers/31_diga.ipynb #6fb29a92
+# %% ../../nbs/papers/31_diga.ipynb #d539eb18
 def threshold_counts(joint,       # int64 [C,C,BINS]: truth, prediction, confidence
                      thresholds): # [C] or a number on 0..1 -> int64 [C,C+1]
     "`count_labels` of a threshold rule."
@@ -329,7 +329,7 @@ def threshold_counts(joint,       # int64 [C,C,BINS]: truth, prediction, confide
     kept = (joint * passes).sum(2)
     return torch.cat([kept, (joint.sum((1, 2)) - kept.sum(1))[:, None]], 1)
 
-# %% ../../nbs/papers/31_diga.ipynb #eb3e0fb3
+# %% ../../nbs/papers/31_diga.ipynb #fdba5946
 @torch.no_grad()
 def label_quality(net,                # the network whose labels are stored: y_prob
                   dataset,            # target frames *with* truth: for looking, never for training
@@ -378,7 +378,7 @@ def show_label_quality(rules, space):  # {rule: LabelQuality}, LabelSpace -> fig
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/papers/31_diga.ipynb #6f34d4e7
+# %% ../../nbs/papers/31_diga.ipynb #d449f91c
 def _conv(i, o, k, stride=1): return [nn.Conv2d(i, o, k, stride, (k - 1) // 2, padding_mode="reflect"), nn.InstanceNorm2d(o), nn.ReLU(inplace=True)]
 
 class _Residual(nn.Module):
@@ -415,7 +415,7 @@ def lsgan(scores, real):  # list of maps; 1.0 or 0.0 -> scalar
     "Least-squares GAN loss, mean over scales."
     return sum((s.float() - real).square().mean() for s in scores) / len(scores)
 
-# %% ../../nbs/papers/31_diga.ipynb #dd2364ff
+# %% ../../nbs/papers/31_diga.ipynb #c62fc6c4
 def boundary_mask(label):  # uint8 [B,H,W] -> float [B,1,H,W]
     "1 where the 5x5 Laplacian of the label map is not zero: class boundaries (released code)."
     y = F.pad(label[:, None].float(), (2, 2, 2, 2), mode="replicate")
@@ -448,7 +448,7 @@ def perceptual(features, a, b):  # Features; images, the second a constant -> sc
     with torch.no_grad(): there = features(b)
     return sum(w * F.l1_loss(x, y) for w, x, y in zip((1/32, 1/16, 1/8, 1/4, 1), features(a), there))
 
-# %% ../../nbs/papers/31_diga.ipynb #3a9f957d
+# %% ../../nbs/papers/31_diga.ipynb #fe081e6b
 class Translator(nn.Module):
     "A trained source encoder and target decoder: normalised images to normalised images."
     def __init__(self, encode, decode):
@@ -495,7 +495,7 @@ class TranslatorGAN(Method):
         backward(judge, "judge")
         return terms | {"judge": judge}
 
-# %% ../../nbs/papers/31_diga.ipynb #62e8cd20
+# %% ../../nbs/papers/31_diga.ipynb #a53ee0aa
 class GroupNormASPPHead(Head):
     "ASPP with group norm and squeeze-and-excitation, on the last map (ProDA's head, which DiGA uses)."
     def __init__(self, channels, n_classes, width=256, dilations=(6, 12, 18, 24), dropout=0.1):
@@ -515,7 +515,7 @@ class GroupNormASPPHead(Head):
 
 HEADS["gnaspp"] = GroupNormASPPHead
 
-# %% ../../nbs/papers/31_diga.ipynb #04dfb87b
+# %% ../../nbs/papers/31_diga.ipynb #8670470e
 def _common(task, **options):
     "What the scale says, as arguments of `WarmUp`."
     s = task.scale
@@ -548,7 +548,7 @@ def diga_skd(task, skd=0.5, reverse=0.5, beta=0.0, mode="clean", ohem=False, bn_
 def diga_dg(task, skd=0.5, reverse=0.5, beta=0.0, mode="clean"):
     return [_warm_up(task, skd=skd, reverse=reverse, beta=_beta(task, beta, 0.4), view=dict(mode=mode, p_sharpness=0.0))]
 
-# %% ../../nbs/papers/31_diga.ipynb #f3252a41
+# %% ../../nbs/papers/31_diga.ipynb #86cb8db0
 def _gan_size(task):
     "Officially 64 wide with three scales; small images get a small one."
     height = min(task.scale.crop or task.scale.size)
@@ -580,7 +580,7 @@ def diga_skd_crdomix(task, translator="stats", skd=0.5, reverse=0.5, beta=0.0, m
     warm = _warm_up(task, True)
     return [train, Stage(warm.name, begin, warm.streams, warm.steps, warm.options)]
 
-# %% ../../nbs/papers/31_diga.ipynb #d4067398
+# %% ../../nbs/papers/31_diga.ipynb #4126ee89
 def _rounds(task, labels="consensus", skd=0.25, rounds=1, translator="stats", select="all", threshold=0.9, recompute_centroids=False,
             warm_share=0.0, warm_skd=0.5, reverse=0.5, warm_beta=0.0, bn_target=True, beta=0.0, mode="clean", ohem=False, teacher="batch"):
     "Self-training stages after a warm-up in a run of its own; the budget counts both."
@@ -630,7 +630,7 @@ def diga(task, translator="stats", skd=0.25, rounds=2, recompute_centroids=False
     return _rounds(task, "consensus", skd, rounds, translator, warm_share=warm_share, recompute_centroids=recompute_centroids, warm_skd=warm_skd, reverse=reverse, warm_beta=warm_beta, bn_target=bn_target, beta=beta,
                    mode=mode, ohem=ohem, teacher=teacher)
 
-# %% ../../nbs/papers/31_diga.ipynb #477d4445
+# %% ../../nbs/papers/31_diga.ipynb #420e94f7
 def finished_round(run):  # finished Run of a self-training row -> {when: (labelling network, feature network, centroids, classes that have one)}
     "The networks and centroids that made labels at the start of the first round and at the end of the last."
     folders = sorted(run.folder.glob("round_*"), key=lambda f: int(f.name.rpartition("_")[2]))
@@ -645,7 +645,7 @@ def finished_round(run):  # finished Run of a self-training row -> {when: (label
     first = (warm, warm, early["first_centroids"].cpu(), early["count"].cpu() > 0)
     return {"start of round 1": first, f"end of round {len(folders)}": (part("student"), part("teacher"), state["centroids"].cpu(), seen)}
 
-# %% ../../nbs/papers/31_diga.ipynb #cb3887fe
+# %% ../../nbs/papers/31_diga.ipynb #c61b1614
 _OFFICIAL = dict(translator="gan", mode="official", teacher="official", skd=0.25, warm_skd=0.5, reverse=0.5)
 RECIPES = {"gta2cityscapes": dict(steps=240_000, options=_OFFICIAL),
            "synthia2cityscapes": dict(steps=220_000, options=_OFFICIAL | dict(warm_skd=0.25, reverse=0.25, ohem=True, warm_share=60 / 220)),
