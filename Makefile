@@ -9,7 +9,7 @@ NOTEBOOKS = find nbs kdda \( -name '*.ipynb' -o -name '*.py' \) -not -path '*/.i
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint sync notebooks pytest test-slow speed results sweep readme lock docs browser wheel lab clean
+.PHONY: help setup demo test lint sync notebooks pytest test-slow speed sweep readme lock docs browser wheel lab clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -50,18 +50,11 @@ test-slow: setup  ## the tests that take minutes (kill and resume many times, ..
 speed: setup  ## compare speeds side by side; writes results/speed.json
 	python tests/speed.py
 
-results: setup  ## re-make every committed number of results/ (a night on 2 cores; CamVid rows where KDDA_DATA is set)
-	kdda bench quickstart -p seeds "[0, 1, 2]"
-	kdda bench duda -p seeds "[0, 1, 2]"
-	kdda bench duda -p method ablation -p seeds "[0, 1, 2]"
-	kdda bench diga -p seeds "[0, 1, 2]"
-	test -z "$(KDDA_DATA)" || kdda bench quickstart -p scenario camvid_day2dusk -p seeds "[0, 1, 2]"
-	test -z "$(KDDA_DATA)" || kdda bench quickstart -p scenario game2camvid -p seeds "[0, 1, 2]"
-	mkdir -p results/figures && cp runs/game2city-laptop.jpg results/figures/game2city.jpg
-	kdda runs --export results
-
-sweep: setup  ## every headline row, three seeds or five (a night on 2 cores; goes on where it stopped)
+sweep: setup  ## make every committed number of results/ again (long; goes on where it stopped; real frames where KDDA_DATA is set)
 	kdda sweep sweeps/laptop.yaml --jobs 2
+	test -z "$(KDDA_DATA)" || kdda sweep sweeps/camvid.yaml --jobs 2
+	kdda bench quickstart -p seeds "[0, 1, 2]"
+	mkdir -p results/figures && cp runs/game2city-laptop.jpg results/figures/game2city.jpg
 	kdda runs --export results
 
 readme: setup  ## README.md from nbs/index.ipynb

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 from kdda.bench import sweep as s
-from kdda.bench.runs import Run, all_rows, ledger
+from kdda.bench.runs import Run, all_rows, label, ledger
 from kdda.cli import main
 from kdda.learn.fit import run_lock
 
@@ -55,6 +55,12 @@ def test_committed_sweeps_can_run_and_hold_every_paper(file, tmp_path):
     jobs = s.read_sweep(file, data_root=str(tmp_path))
     assert {len([j for j in jobs if (j.kind, j.name) == k]) for k in {(j.kind, j.name) for j in jobs}} <= {3, 5}
     for paper in ("dkd", "diga", "duda", "lsu", "esd"): assert any(j.run.row.name.startswith(paper) for j in jobs), paper
+
+def test_every_committed_number_comes_from_a_committed_sweep(tmp_path):
+    (tmp_path / "camvid").mkdir()
+    made = {(*j.kind, j.name, j.run.seed) for file in SWEEPS for j in s.read_sweep(file, data_root=str(tmp_path))}
+    committed = {(m["scenario"], m["scale"], m["params"]["steps"], label(m), m["seed"]) for f in (ROOT / "results").glob("*/*/*/seed*.json") for m in [json.loads(f.read_text())]}
+    assert committed and committed <= made, sorted(committed - made)
 
 # the loop, with an engine that only pretends
 

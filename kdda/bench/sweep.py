@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import torch
 import yaml
-from .runs import Local, Run, evaluate, job_arguments, label, last_line, progress_of, show_table
+from .runs import _points, Local, Run, evaluate, job_arguments, label, last_line, progress_of, show_table
 from .scenarios import data_folder
 from ..data.batches import Uniform
 from ..data.datasets import DataError, Related, Subset
@@ -185,8 +185,6 @@ class Slurm(_Queue):
 ENGINES = {"local": Local, "ray": Ray, "slurm": Slurm}
 
 # %% ../../nbs/bench/42_sweep.ipynb #5ef64aa6
-def _points(miou): return "-" if miou is None else f"{100 * miou:.1f}"
-
 def _duration(seconds): return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 def grid(jobs):  # list of Job -> text
