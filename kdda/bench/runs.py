@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['all_rows', 'check_parameters', 'Run', 'evaluate', 'generalisation', 'in_other_words', 'majority_guess', 'versions',
-           'execute', 'job_arguments', 'Local', 'progress_of', 'execute_all', 'last_line', 'on_unseen', 'table',
-           'variant', 'label', 'show_table', 'ledger', 'export_results', 'load_results', 'show_predictions',
+           'execute', 'curve_of', 'job_arguments', 'Local', 'progress_of', 'execute_all', 'last_line', 'on_unseen',
+           'table', 'variant', 'label', 'show_table', 'ledger', 'export_results', 'load_results', 'show_predictions',
            'show_class_iou', 'show_curves']
 
-# %% ../../nbs/bench/41_runs.ipynb #9d76d584
+# %% ../../nbs/bench/41_runs.ipynb #6654f289
 import contextlib, difflib, functools, hashlib, importlib, json, math, os, platform, pkgutil, subprocess, sys, time, warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -23,13 +23,13 @@ from ..data.augment import normalize
 from ..data.batches import RareClass, Stream
 from ..data.datasets import Mapped, Related, fit_inside
 from ..learn.fit import Busy, History, fit_stages, fold_seed, init_distributed, run_lock
-from ..learn.metrics import BoundaryF1, Calibration, Confusion, ImageIoU
+from ..learn.metrics import BoundaryF1, Calibration, Certainty, Confusion, ImageIoU
 from ..learn import checkpoints
 from ..learn.rows import ROWS
 from ..nets.heads import resize
 from ..nets.segmenter import segmenter
 
-# %% ../../nbs/bench/41_runs.ipynb #d9e87b8f
+# %% ../../nbs/bench/41_runs.ipynb #c6615078
 def _choice(what, value, names):
     if value in names: return value
     near = difflib.get_close_matches(str(value), names, n=1)
@@ -41,7 +41,7 @@ def all_rows():  # -> {name: Row}
     for m in pkgutil.iter_modules(kdda.papers.__path__): importlib.import_module(f"kdda.papers.{m.name}")
     return ROWS
 
-# %% ../../nbs/bench/41_runs.ipynb #b4e0a17c
+# %% ../../nbs/bench/41_runs.ipynb #b70768a4
 _IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open"}
 
 def _fits(value, kind):
@@ -63,7 +63,7 @@ def check_parameters(namespace,  # globals() of the notebook
             raise TypeError(f"parameter {n} = {namespace[n]!r} is {type(namespace[n]).__name__}, not {getattr(kind, '__name__', kind)}")
     return {n: namespace[n] for n in declared}
 
-# %% ../../nbs/bench/41_runs.ipynb #61ff23fc
+# %% ../../nbs/bench/41_runs.ipynb #b3a2b2a7
 class Run:
     "One cell of scenario x method x scale x seed: what a row calls its task."
     def __init__(self, method="dacs", scenario="game2city", scale="laptop", seed=0,
@@ -217,7 +217,7 @@ def _whole(name, value, least):
     if isinstance(value, bool) or not isinstance(value, int) or value < least: raise ValueError(f"{name} = {value!r}; it must be a whole number, at least {least}")
     return value
 
-# %% ../../nbs/bench/41_runs.ipynb #71d44a18
+# %% ../../nbs/bench/41_runs.ipynb #840ed4b2
 @torch.no_grad()
 def evaluate(net,             # Segmenter
              dataset,         # labelled
@@ -225,16 +225,20 @@ def evaluate(net,             # Segmenter
              full=True,       # also boundary F1, calibration error, per-image IoU
              predictions=None,  # a list that takes the predicted ids [H,W] of each image
              words=None,      # uint8 [256]: what the dataset calls each class of the network, where its labels are in words of its own
+             teacher=None,    # another Segmenter: also the share of pixels on which the two agree
             ):                # -> scores, fractions
     "Score a network on a dataset, at the labels' own size."
     device, n = next(net.parameters()).device, len(dataset.space)
-    confusion, more = Confusion(n), {"boundary_f1": BoundaryF1(n), "calibration_error": Calibration(), "image_miou": ImageIoU(n)} if full else {}
+    confusion, certainty, agree, more = Confusion(n), Certainty(net.n_classes), [], {"boundary_f1": BoundaryF1(n), "calibration_error": Calibration(), "image_miou": ImageIoU(n)} if full else {}
     net.eval()
     for lo in range(0, len(dataset), batch_size):
         ids = range(lo, min(lo + batch_size, len(dataset)))
         image = torch.from_numpy(np.stack([dataset.image(i) for i in ids])).to(device).permute(0, 3, 1, 2)
         label = torch.from_numpy(np.stack([dataset.label(i) for i in ids])).to(device)
-        logits = net(normalize(image).contiguous(memory_format=torch.channels_last)).float()
+        x = normalize(image).contiguous(memory_format=torch.channels_last)
+        logits = net(x).float()
+        certainty.update(logits)
+        if teacher: agree += (teacher(x).argmax(1) == logits.argmax(1)).float().mean((1, 2)).tolist()
         if logits.shape[-2:] != label.shape[-2:]: logits = resize(logits, label)
         pred = logits.argmax(1).to(torch.uint8)
         if words is not None: pred = torch.from_numpy(words).to(device)[pred.long()]
@@ -244,6 +248,7 @@ def evaluate(net,             # Segmenter
         if predictions is not None: predictions.extend(pred.cpu().numpy())
     finite = lambda v: None if math.isnan(v) else float(v)
     scores = confusion.scores(dataset.space) | {k: finite(m.ece if k == "calibration_error" else m.mean) for k, m in more.items()}
+    scores |= {"entropy": finite(certainty.entropy), "mutual_information": finite(certainty.mutual_information)} | ({"agreement": float(np.mean(agree))} if agree else {})
     return scores | ({"majority_guess": majority_guess(confusion, dataset.space)} if full else {})
 
 def generalisation(run, net):  # Run, Segmenter -> {domain: mIoU}
@@ -268,7 +273,7 @@ def majority_guess(confusion, space):
     share = (truth.max() / truth.sum().clamp(min=1)).item()
     return {"class": space.classes[int(truth.argmax())], "pixel_accuracy": share, "miou": share / max(1, int((truth > 0).sum()))}
 
-# %% ../../nbs/bench/41_runs.ipynb #228baf03
+# %% ../../nbs/bench/41_runs.ipynb #ce9ce2dd
 def versions():
     "Versions of what decides bits."
     import torchvision
@@ -312,8 +317,18 @@ def _execute_distributed(run, progress, wait, say):
         dist.barrier()
     return run.metrics
 
+_CURVE = ("miou", "pixel_accuracy", "entropy", "mutual_information", "agreement")   # on the validation frames, several times a run; the last three need no labels
+
+def curve_of(history):  # -> {"step": [...], "miou": [...], ...}; None where a row has no such score
+    "What a run's validation scores were, and when."
+    rows = [r for r in history if "val/miou" in r]
+    return {"step": [r["step"] for r in rows]} | {k: [r.get(f"val/{k}") for r in rows] for k in _CURVE if any(f"val/{k}" in r for r in rows)}
+
 def _train(run, progress, plot, say):
-    val = lambda m: {f"val/{k}": v for k, v in evaluate(m.student, run.data("val"), run.scale.eval_batch, full=False).items() if k in ("miou", "pixel_accuracy") and v is not None}
+    def val(m):
+        teacher = next((n for name, n in m.nets.items() if name.startswith("teacher") and getattr(n, "n_classes", 0) == m.student.n_classes), None)
+        scores = evaluate(m.student, run.data("val"), run.scale.eval_batch, full=False, teacher=teacher)
+        return {f"val/{k}": v for k, v in scores.items() if k in _CURVE and v is not None}
     stages = run.row.stages(run, **run.options)
     done = sum(s.steps for s in stages)
     method, history = fit_stages(stages, run.folder, seed=run.seed, name=run.id, evaluate=val, evaluate_every=max(1, run.steps // 8), checkpoint_every=max(1, run.steps // 20),
@@ -338,12 +353,12 @@ def _train_and_score(run, progress, plot, say):
     cost = method.student.cost(run.data("test").image(0).shape[:2], runs=0)
     metrics = {"schema": 1, "status": "finished", "benchmark": run.benchmark, "method": run.row.name, "about": run.row.about, "scenario": run.scenario.name,
                "scale": scale.name, "seed": run.seed, "steps": steps, "student": {"name": run.student_name, "params": cost.params, "macs": cost.macs},
-               "scores": scores, "scored_on": {"data": run.data("test").name, "role": "test", "images": len(run.data("test")), "network": "student", "checkpoint": "last"}, "unseen": unseen, "related": related,
+               "scores": scores, "scored_on": {"data": run.data("test").name, "role": "test", "images": len(run.data("test")), "network": "student", "checkpoint": "last"}, "unseen": unseen, "related": related, "curve": curve_of(history),
                "wall_s": round(time.time() - started, 1), "resumed": resumed, "versions": versions(), "run_id": run.id, "params": run.identity, "needs": run.used}
     _write(run.folder / "metrics.json", json.dumps(metrics, indent=1))
     return metrics
 
-# %% ../../nbs/bench/41_runs.ipynb #e45b5f05
+# %% ../../nbs/bench/41_runs.ipynb #aba529e6
 _JOB = "import json, sys; from kdda.bench.runs import Run, execute; execute(Run(**json.loads(sys.argv[1])), progress=False, wait=True)"
 
 def job_arguments(request):  # arguments of `Run` -> list of strings
@@ -416,7 +431,7 @@ def last_line(run):
     lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
     return ([line for line in lines if line.startswith("[rank")] or lines or ["(empty)"])[-1]   # torchrun's own last words say little
 
-# %% ../../nbs/bench/41_runs.ipynb #2c6189b5
+# %% ../../nbs/bench/41_runs.ipynb #1add50e8
 def _mean_std(v): return float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else float("nan")
 
 def on_unseen(metrics, which="unseen"):  # metrics of a run -> the same, its score replaced by the mean mIoU over domains never seen, or "related" ones
@@ -473,7 +488,7 @@ def show_table(metrics, baseline="source_only"):
     return "\n".join(lines + [f"mIoU in points on {m['scored_on']['images']} test images of {m['scored_on']['data']}, last checkpoint of the student; scenario {m['scenario']}, scale {m['scale']}, "
                               f"{m['params']['steps']} steps; gain: paired by seed, to {baseline}; over: likewise, to the row's fair baseline"])
 
-# %% ../../nbs/bench/41_runs.ipynb #6da3b754
+# %% ../../nbs/bench/41_runs.ipynb #d44f8c85
 def ledger(out="runs"):  # -> list of dicts: folder, state, scale, scenario, method, seed, miou
     "All runs below `out`."
     found = []
@@ -493,6 +508,7 @@ def export_results(out="runs", results="results"):  # -> list of files written
         p, scale = m["params"], SCENARIOS[r["scenario"]].at(r["scale"])
         if (p["steps"], p["recipe"]) != (scale.steps, _as_json(_recipe(scale))) or p["teacher"] not in (None, scale.teacher): continue
         if set(p["options"]) != set(all_rows()[r["method"]].options): continue   # of an older version of the row
+        m.setdefault("curve", curve_of(History.from_csv(Path(r["folder"]) / "history.csv")))
         file = Path(results) / r["scale"] / r["scenario"] / "-".join([r["method"], *variant(m)]).replace(":", "_") / f"seed{r['seed']}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         _write(file, json.dumps(m, indent=1) + "\n")
@@ -503,7 +519,7 @@ def load_results(scenario, scale="laptop", results="results"):  # -> list of met
     "The committed metrics of a scenario."
     return [json.loads(f.read_text()) for f in sorted(Path(results).glob(f"{scale}/{scenario}/*/seed*.json"))]
 
-# %% ../../nbs/bench/41_runs.ipynb #7b714ea3
+# %% ../../nbs/bench/41_runs.ipynb #368d22a4
 def show_predictions(dataset, predictions,  # {"before": [ids, ...], "after": [ids, ...]} for images 0, 1, 2 ...
                      indices=(0, 1, 2, 3)):
     "Rows of image, truth and predictions. Void is black in the truth."

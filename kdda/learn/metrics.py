@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['count_pairs', 'Tally', 'iou_of', 'Confusion', 'as_classes', 'plot_iou', 'plot_confusion', 'boundary', 'BoundaryF1',
-           'Calibration', 'plot_calibration', 'image_iou', 'ImageIoU']
+           'Calibration', 'plot_calibration', 'Certainty', 'image_iou', 'ImageIoU']
 
-# %% ../../nbs/learn/21_metrics.ipynb #96196cc4
+# %% ../../nbs/learn/21_metrics.ipynb #20083f9e
 import math
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from ..data.labels import IGNORE
 
-# %% ../../nbs/learn/21_metrics.ipynb #3a122e86
+# %% ../../nbs/learn/21_metrics.ipynb #c1695ea5
 def _ids(x, what, where):
     "`x` (tensor or array of integers, any shape) as a tensor whose values lie in 0..255."
     if isinstance(x, np.ndarray):
@@ -29,7 +29,7 @@ def _ids(x, what, where):
 def _outside(what, values, n_classes, where, fix):
     return ValueError(f"{where}: {what} holds id {', '.join(map(str, values))} outside 0..{n_classes - 1}; {fix}")
 
-# %% ../../nbs/learn/21_metrics.ipynb #fa2a9bb1
+# %% ../../nbs/learn/21_metrics.ipynb #42d8374a
 def count_pairs(pred,            # class ids of any shape, tensor or array; uint8 is the fast path
                 label,           # class ids of the same shape, 255 = void
                 n_classes,       # at most 255
@@ -50,7 +50,7 @@ def count_pairs(pred,            # class ids of any shape, tensor or array; uint
     if len(stray): raise _outside("label", stray.tolist(), n, where, f"map the labels to this space first, void to {IGNORE}")
     return table[:n].clone()
 
-# %% ../../nbs/learn/21_metrics.ipynb #2b87a496
+# %% ../../nbs/learn/21_metrics.ipynb #3cdec067
 class Tally:
     "A streaming metric whose memory is a dict of tensors that add up."
     def __init__(self, settings, sums): self.settings, self.sums = settings, sums
@@ -90,14 +90,14 @@ class Tally:
         if state["settings"] != self.settings: raise ValueError(f"state of {type(self).__name__} {state['settings']} does not fit {self.settings}")
         for k, v in self.sums.items(): v.copy_(state[k])
 
-# %% ../../nbs/learn/21_metrics.ipynb #a258a082
+# %% ../../nbs/learn/21_metrics.ipynb #9f3bafda
 def iou_of(counts,  # int64 [C,C], rows truth
           ):        # -> float64 [C], nan where a class is in neither truth nor prediction
     "Intersection over union of each class."
     hit = counts.diagonal().double()
     return hit / (counts.sum(0) + counts.sum(1) - counts.diagonal())      # 0 / 0 is nan
 
-# %% ../../nbs/learn/21_metrics.ipynb #bdee4b92
+# %% ../../nbs/learn/21_metrics.ipynb #cf85eb6b
 def _optional(x): return None if math.isnan(x) else float(x)              # JSON has no nan
 
 class Confusion(Tally):
@@ -155,14 +155,14 @@ class Confusion(Tally):
                 + (f"; absent: {', '.join(s['absent'])}" if s["absent"] else "")
                 + (f"; predicted but never labelled, IoU 0: {', '.join(never)}" if never else ""))
 
-# %% ../../nbs/learn/21_metrics.ipynb #93540dd0
+# %% ../../nbs/learn/21_metrics.ipynb #8b04a9ca
 def as_classes(pred,  # class ids, or logits / probabilities [...,C,H,W] in floating point
               ):      # -> class ids [...,H,W]; uint8 when they come from logits
     "What was predicted at each pixel."
     if not (torch.is_tensor(pred) and pred.is_floating_point()): return pred
     return pred.argmax(-3).byte()
 
-# %% ../../nbs/learn/21_metrics.ipynb #b56a383e
+# %% ../../nbs/learn/21_metrics.ipynb #0654c95e
 def _iou_by_name(run, space): return run.scores(space)["iou"] if isinstance(run, Confusion) else run
 
 def plot_iou(runs,     # a Confusion, or {name: Confusion or the "iou" dict of its scores}
@@ -188,7 +188,7 @@ def plot_iou(runs,     # a Confusion, or {name: Confusion or the "iou" dict of i
         legend.legend_handles[-1].set_facecolor("0.8")                   # the bars have every colour
     return ax
 
-# %% ../../nbs/learn/21_metrics.ipynb #d4cb2878
+# %% ../../nbs/learn/21_metrics.ipynb #414db739
 def plot_confusion(confusion,  # a Confusion
                    space,      # LabelSpace
                    ax=None,    # matplotlib axes; None makes some
@@ -207,7 +207,7 @@ def plot_confusion(confusion,  # a Confusion
     ax.figure.colorbar(picture, ax=ax, label="% of the pixels of the true class", shrink=.8)
     return ax
 
-# %% ../../nbs/learn/21_metrics.ipynb #60af655c
+# %% ../../nbs/learn/21_metrics.ipynb #91b20660
 def boundary(label,  # ids [B,H,W], 255 = void
             ):       # -> bool [B,H,W]
     "Pixels with a 4-neighbour of another class; an edge to void is none."
@@ -226,7 +226,7 @@ def _near(mask, radius):
     rows = F.max_pool2d(mask.float()[:, None], (k, 1), 1, (radius, 0))
     return F.max_pool2d(rows, (1, k), 1, (0, radius))[:, 0] > 0
 
-# %% ../../nbs/learn/21_metrics.ipynb #5b3f17e0
+# %% ../../nbs/learn/21_metrics.ipynb #391baa0b
 def _batched(pred, label, where):
     "Class ids and label as uint8 tensors [B,H,W] of one shape."
     pred, label = _ids(as_classes(pred), "prediction", where), _ids(label, "label", where)
@@ -235,7 +235,7 @@ def _batched(pred, label, where):
     pred, label = pred.byte(), label.byte().to(pred.device)
     return (pred[None], label[None]) if label.dim() == 2 else (pred, label)
 
-# %% ../../nbs/learn/21_metrics.ipynb #8b1598ac
+# %% ../../nbs/learn/21_metrics.ipynb #ec5d8470
 class BoundaryF1(Tally):
     "F1 of the class boundaries within a tolerance (after Csurka et al. 2013, pixels pooled over all images)."
     def __init__(self, n_classes,
@@ -271,7 +271,7 @@ class BoundaryF1(Tally):
         "Mean over classes that have a boundary."
         return self.f1.nanmean().item()
 
-# %% ../../nbs/learn/21_metrics.ipynb #3cc0f277
+# %% ../../nbs/learn/21_metrics.ipynb #9e34a13d
 class Calibration(Tally):
     "Expected calibration error of the winning class, in equal bins of confidence (Guo et al. 2017), over all labelled pixels."
     def __init__(self, bins=15):
@@ -299,7 +299,7 @@ class Calibration(Tally):
         "Mean over pixels of |accuracy - confidence| of the pixel's bin; nan when nothing was counted."
         return ((self.sums["right"] - self.sums["confidence"]).abs().sum() / self.sums["pixels"].sum()).item()
 
-# %% ../../nbs/learn/21_metrics.ipynb #20af6ae4
+# %% ../../nbs/learn/21_metrics.ipynb #43b6f6ff
 def plot_calibration(runs,     # a Calibration, or {name: Calibration}
                      ax=None,  # matplotlib axes; None makes some
                     ):         # -> axes
@@ -315,7 +315,30 @@ def plot_calibration(runs,     # a Calibration, or {name: Calibration}
     ax.legend(frameon=False, fontsize=8, loc="lower right")
     return ax
 
-# %% ../../nbs/learn/21_metrics.ipynb #6e6a0a69
+# %% ../../nbs/learn/21_metrics.ipynb #c24d8bd4
+class Certainty(Tally):
+    "What predictions say of themselves: entropy, and mutual information of pixel and class (as in information maximisation, e.g. Liang et al. 2020)."
+    def __init__(self, n_classes):
+        super().__init__({"n_classes": n_classes}, {"entropy": torch.zeros((), dtype=torch.float64), "pixels": torch.zeros((), dtype=torch.int64), "mass": torch.zeros(n_classes, dtype=torch.float64)})
+
+    def update(self, logits):  # [B,C,H,W]
+        log_p = logits.float().log_softmax(1)
+        p = log_p.exp()
+        for name, value in (("entropy", -(p * log_p).sum()), ("mass", p.sum((0, 2, 3))), ("pixels", torch.tensor(p.numel() // p.shape[1]))): self.sums[name] += value.cpu()
+        return self
+
+    @property
+    def entropy(self):
+        "Mean over pixels, 0 (sure) ... 1 (no idea); nan when nothing was counted."
+        return (self.sums["entropy"] / self.sums["pixels"] / math.log(self.settings["n_classes"])).item()
+
+    @property
+    def mutual_information(self):
+        "0 (every pixel looks alike, or no idea) ... 1 (sure, and all classes equally often)."
+        p = self.sums["mass"] / self.sums["pixels"]
+        return (torch.special.entr(p).sum() / math.log(self.settings["n_classes"])).item() - self.entropy
+
+# %% ../../nbs/learn/21_metrics.ipynb #2b4e1ac2
 def image_iou(pred,       # ids [B,H,W], or logits [B,C,H,W]
               label,      # ids [B,H,W], 255 = void
               n_classes,
