@@ -65,7 +65,7 @@ readme: setup  ## README.md from nbs/index.ipynb
 
 lock: setup  ## resolve requirements.lock anew
 	python -m pip install --quiet uv
-	uv pip compile pyproject.toml --extra bench --extra dev --universal --python-version 3.10 --no-header --no-annotate --no-emit-index-url --quiet --upgrade -o requirements.lock
+	uv pip compile pyproject.toml --extra bench --extra export --extra dev --universal --python-version 3.10 --no-header --no-annotate --no-emit-index-url --quiet --upgrade -o requirements.lock
 	uv pip compile pyproject.toml --extra docs -c requirements.lock --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --quiet \
 	  | awk -F== 'NR==FNR {have[$$1]; next} !($$1 in have)' requirements.lock - > requirements-docs.lock
 

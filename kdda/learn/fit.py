@@ -126,7 +126,7 @@ class History(list):
         scores = [n for n in self.names if "/" in n]
         if axes is None: _, axes = plt.subplots(1, 2, figsize=(9, 2.6), dpi=80)
         for ax, names, label in ((axes[0], [n for n in self.names if n not in scores], "loss term"), (axes[1], scores, "score")):
-            for n in names: ax.plot(*zip(*self.column(n)), label=n)
+            for n in names: ax.plot(*zip(*(points := self.column(n))), marker="." if len(points) < 12 else None, label=n)
             ax.set(xlabel="step", ylabel=label)
             if names: ax.legend(fontsize=8)
         return axes

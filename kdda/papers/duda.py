@@ -8,7 +8,7 @@ __all__ = ['INCONSISTENCIES', 'RECIPES', 'enlarge', 'at_scale', 'View', 'TwoStud
            'show_inconsistency', 'feature_distances', 'pre_adaptation', 'fine_tuning', 'after_stage_1', 'large_network',
            'duda_stage1', 'duda', 'duda_kd', 'duda_two_teachers', 'duda_fixed', 'gain_by_third']
 
-# %% ../../nbs/papers/32_duda.ipynb #ba2a90b1
+# %% ../../nbs/papers/32_duda.ipynb #65d7228f
 import contextlib, copy, math
 from typing import NamedTuple
 import torch
@@ -21,7 +21,7 @@ from ..learn.rows import row
 from ..learn.selftrain import Supervised, dacs_mix, ema_update, frozen_statistics, pseudo_label, teacher_mode
 from ..nets.heads import resize
 
-# %% ../../nbs/papers/32_duda.ipynb #2acb1fdd
+# %% ../../nbs/papers/32_duda.ipynb #3c86aa5f
 def enlarge(x, scale):
     return x if scale == 1 else F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
 
@@ -34,7 +34,7 @@ def at_scale(net,      # Segmenter
     out = net(enlarge(x, scale), taps)
     return (resize(out[0], x), out[1]) if taps else resize(out, x)
 
-# %% ../../nbs/papers/32_duda.ipynb #5ba2d015
+# %% ../../nbs/papers/32_duda.ipynb #aeb061c4
 class View(NamedTuple):
     "Images with labels, from which both students learn."
     name: str              # "source", "mixed", "masked" or "plain"
@@ -42,7 +42,7 @@ class View(NamedTuple):
     label: torch.Tensor    # uint8 [B,H,W]
     weight: torch.Tensor | None = None  # float [B,H,W]
 
-# %% ../../nbs/papers/32_duda.ipynb #0a25b211
+# %% ../../nbs/papers/32_duda.ipynb #a836d530
 class TwoStudents(Method):
     "A large and a small student that learn from the same tensors; by itself: cross-entropy on source."
     optim = {"main": Optim(), "large": Optim()}  # of the small and of the large student
@@ -95,7 +95,7 @@ class TwoStudents(Method):
         backward(loss, f"{branch}_{view.name}")
         return loss
 
-# %% ../../nbs/papers/32_duda.ipynb #4e3ea305
+# %% ../../nbs/papers/32_duda.ipynb #5a2940b7
 class PreAdaptation(TwoStudents):
     "DUDA, stage 1: the large pair trains itself on target images and takes the small student along."
     frozen = ("teacher",)
@@ -142,7 +142,7 @@ class PreAdaptation(TwoStudents):
     def after_step(self, t):
         ema_update(self.nets["teacher"], self.nets["large"], t + 1, self.ema_decay, buffers="copy" if self.teacher_bn == "running" else "keep")
 
-# %% ../../nbs/papers/32_duda.ipynb #0159dbbf
+# %% ../../nbs/papers/32_duda.ipynb #7c6b1172
 class SavedBytes:
     "Within `with`: counts the bytes that autograd keeps for backward passes; `live` now, `peak` at most."
     def __init__(self, module):  # whose parameters and buffers are not counted
@@ -172,7 +172,7 @@ class _Saved:
 
     def __del__(self): self.counter.count(self.tensor.untyped_storage(), -1)
 
-# %% ../../nbs/papers/32_duda.ipynb #9349b6d2
+# %% ../../nbs/papers/32_duda.ipynb #7da794de
 def peak_saved_bytes(method,         # a copy of it takes the step
                      step,           # callable(method, backward), e.g. lambda m, backward: m.step(batch, backward)
                      separate=True,  # False: one summed loss, one backward
@@ -186,7 +186,7 @@ def peak_saved_bytes(method,         # a copy of it takes the step
         losses.clear()
     return memory.peak
 
-# %% ../../nbs/papers/32_duda.ipynb #6d5ca204
+# %% ../../nbs/papers/32_duda.ipynb #acb47172
 INCONSISTENCIES = ("iou", "recall", "jsd", "prob")
 
 def js_divergence(p, q):  # probabilities [B,C,H,W] -> bits [B,H,W], in [0, 1]
@@ -228,7 +228,7 @@ class Agreement(nn.Module):
         if self.kind == "iou": return 1 - both / (teacher + student - both)
         return 1 - both / teacher if self.kind == "recall" else self.distance / teacher
 
-# %% ../../nbs/papers/32_duda.ipynb #1b1107d7
+# %% ../../nbs/papers/32_duda.ipynb #e94b0d39
 def class_weights(inconsistency,    # [C], NaN where a class is absent
                   tau=0.5,          # temperature: small is sharp, infinity is none
                   clip=(0.3, 3.0),  # before the mean is set to 1
@@ -244,7 +244,7 @@ def class_weights(inconsistency,    # [C], NaN where a class is absent
     weight[present] = some / mean
     return weight
 
-# %% ../../nbs/papers/32_duda.ipynb #6be5fd5c
+# %% ../../nbs/papers/32_duda.ipynb #2763567d
 def fuse(logits,           # list of [B,C,H,W], one for each teacher
          how="mean",       # "mean" or "confidence"
          threshold=0.968,  # "confidence": a pixel is sure from here on
@@ -255,7 +255,7 @@ def fuse(logits,           # list of [B,C,H,W], one for each teacher
     a = [1.0 if how == "mean" else mean_over_processes((x.amax(1) >= threshold).float().mean()) + 1e-6 for x in p]
     return sum(w * x for w, x in zip(a, p)) / sum(a)
 
-# %% ../../nbs/papers/32_duda.ipynb #473920a6
+# %% ../../nbs/papers/32_duda.ipynb #f46b1aaf
 @torch.no_grad()
 def glance(net, x):
     "Logits without dropout, by the batch's own statistics; the running ones stay as they are."
@@ -331,7 +331,7 @@ class FineTuning(Method):
         share = self.agreement.confusion.sum(1) if self.balance == "pixel" else None
         return class_weights(self.agreement.inconsistency, self.tau, self.clip, share)
 
-# %% ../../nbs/papers/32_duda.ipynb #6c4840de
+# %% ../../nbs/papers/32_duda.ipynb #beb048a4
 def show_inconsistency(space, inconsistency, weight):  # LabelSpace, [C], [C]
     "Bars of I_c, sorted, in class colours, and the weights as dots. An absent class is left out."
     import matplotlib.pyplot as plt
@@ -345,7 +345,7 @@ def show_inconsistency(space, inconsistency, weight):  # LabelSpace, [C], [C]
     right.axhline(1, color="0.7", linewidth=0.8, linestyle=":"); right.set(ylabel="weight $w_c$", ylim=(0, None)); right.legend(fontsize=8)
     return fig
 
-# %% ../../nbs/papers/32_duda.ipynb #a124a802
+# %% ../../nbs/papers/32_duda.ipynb #6542f5dc
 def feature_distances(task):
     "`fd` and its anchors for the branches that start from pre-trained weights: the large one, and the small one if it is a transformer (our choice)."
     anchors = {}
@@ -353,13 +353,14 @@ def feature_distances(task):
     if task.weights and task.student_name.startswith("mit"): anchors["small"] = task.net().backbone
     return dict(fd={b: 0.005 for b in anchors}, anchors=anchors, things=[task.space.index(c) for c in task.space.things]) if anchors else {}
 
-def pre_adaptation(task, scale=1, mic=0.0):  # -> list of Stage
-    "Pre-adaptation; where the scale asks for a warm-up, the small student has one, and the large one comes from a run on source."
+def pre_adaptation(task, scale=1, mic=0.0,
+                   start=None):  # callable(steps) -> small student after a warm-up of so many steps; None: on source, as a stage of its own
+    "Pre-adaptation; where the scale asks for a warm-up, the small student has one, and the large one comes from a run on source. -> list of Stage"
     s, both = task.scale, dict(optim={"main": task.scale.optim, "large": task.scale.optim})
     warm = round(task.steps * s.warm_share)
-    stages = [Stage("warm_up", lambda _: Supervised(task.net(), photo=s.photo), {"source": task.stream("source")}, warm)] if warm else []
+    stages = [Stage("warm_up", lambda _: Supervised(task.net(), photo=s.photo), {"source": task.stream("source")}, warm)] if warm and not start else []
     def adapt(before):
-        pair = (before.student, large_network(task, "source_only", steps=s.steps)) if before else (task.net(), task.net(task.teacher_name, "large", task.teacher_weights))
+        pair = (before.student if before else start(warm), large_network(task, "source_only", steps=s.steps)) if warm else (task.net(), task.net(task.teacher_name, "large", task.teacher_weights))
         return PreAdaptation(*pair, scale=scale, ema_decay=s.ema_decay, threshold=s.threshold, margins=task.margins,
                              class_mix=s.class_mix, mic={"large": mic, "small": mic}, mask_block=s.mask_block, bn_source=s.bn_source, augment_source=s.augment_source,
                              photo=s.photo, **feature_distances(task))
@@ -374,12 +375,12 @@ def fine_tuning(task, steps, networks, every=100, **options):  # networks: calla
     return [Stage("fine_tune", tune, {"source": task.stream("source", role="source, fine-tuning", sampler=task.rare_class()),
                                       "target": task.stream("target", role="target, fine-tuning")}, steps)]
 
-def after_stage_1(task, share, further=lambda: [], scale=1, mic=0.0, **options):
-    "Fine-tuning from stage 1's networks, with `further` teachers, for what a `share` of the steps leaves."
+def after_stage_1(task, share, further=lambda: [], scale=1, mic=0.0, stage_1="duda_stage1", **options):
+    "Fine-tuning from the networks of a row that pre-adapts, with `further` teachers, for what a `share` of the steps leaves."
     first = round(task.steps * share)
     if not 0 < first < task.steps: raise ValueError(f"share = {share} of {task.steps} steps leaves {first} for stage 1 and {task.steps - first} for fine-tuning: both need at least one")
     def networks():
-        run = task.finished_run("duda_stage1", steps=first, options=dict(scale=scale, mic=mic))
+        run = task.finished_run(stage_1, steps=first, options=dict(scale=scale, mic=mic))
         return run.load_student(), [run.load_net("pre_adapt", "teacher", task.teacher_name), *further()]
     return fine_tuning(task, task.steps - first, networks, **options)
 
@@ -387,7 +388,7 @@ def large_network(task, of, **changes):
     "The large architecture as row `of` left it: trained if absent, loaded if there."
     return task.finished(of, student=task.teacher_name, weights=task.teacher_weights, **changes)
 
-# %% ../../nbs/papers/32_duda.ipynb #ff72dd34
+# %% ../../nbs/papers/32_duda.ipynb #490f77f8
 @row("duda_stage1", "DUDA's pre-adaptation alone: a small student beside a self-training large one", teacher=True, against="daformer")
 def duda_stage1(task, scale=1, mic=0.0): return pre_adaptation(task, scale, mic)
 
@@ -407,10 +408,10 @@ def duda_two_teachers(task, of="daformer", inconsistency="iou", fusion="mean", s
 def duda_fixed(task, of="daformer", inconsistency="none"):
     return fine_tuning(task, task.steps, lambda: (task.net(), [large_network(task, of)]), inconsistency=inconsistency)
 
-# %% ../../nbs/papers/32_duda.ipynb #e881cd68
+# %% ../../nbs/papers/32_duda.ipynb #64c86722
 RECIPES = {s: dict(steps=80_000, options=dict(share=0.5)) for s in ("gta2cityscapes", "synthia2cityscapes", "cityscapes2acdc", "cityscapes2darkzurich")}
 
-# %% ../../nbs/papers/32_duda.ipynb #ccb3d8c2
+# %% ../../nbs/papers/32_duda.ipynb #1d9d1f9a
 def gain_by_third(rank, before, after):  # {class: IoU or None}, three times -> gains of the worst, middle and best third, points
     "Mean gain from `before` to `after`, over thirds of the classes as `rank` orders them: a third run, lest the mean regress."
     classes = sorted((c for c in rank if None not in (rank[c], before[c], after[c])), key=rank.get)
