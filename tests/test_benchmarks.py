@@ -14,7 +14,7 @@ JOBS = {  # notebook: parameters, rows that must have been trained
     "lsu": ({"method": "lsu"}, {"lsu_source", "lsu", "lsu_oracle"}),
     "spirit": ({"method": "esd"}, {"source_only", "fewshot", "esd"}),
     "report": ({"scenario": "camvid_day2dusk"}, set())}
-COMMON = ("scenario", "scale", "method", "seeds", "steps", "student", "weights", "data_root", "out", "jobs", "nproc")   # of every job that trains, with one meaning
+COMMON = ("scenario", "scale", "method", "seeds", "steps", "student", "weights", "data_root", "out", "jobs", "nproc", "precision", "compile")   # of every job that trains, with one meaning
 
 def parameters(name):  # -> {name: (type, default, what the comment says)}
     cell, = (c for c in nbformat.read(ROOT / f"nbs/benchmarks/{name}.ipynb", 4).cells if "parameters" in c.metadata.get("tags", []))

@@ -7,7 +7,7 @@ import pytest
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parent.parent
 SITE = ROOT / "build" / "docs" / "html"
-NOTEBOOK = ROOT / "nbs" / "learn" / "22_fit.ipynb"  # one with a cell that says plot=True
+NOTEBOOK = ROOT / "nbs" / "00_tour.ipynb"
 
 @pytest.fixture(scope="module")
 def chromium():

@@ -1,5 +1,4 @@
 "ONNX files: the same answers as the network, for several architectures; what they say of themselves; bad requests."
-import json
 import numpy as np
 import pytest
 import torch
@@ -7,7 +6,6 @@ from kdda.data.labels import CAMVID_11, CITYSCAPES_19
 from kdda.data.world import World
 from kdda.deploy.export import Onnx, export_onnx, parity, quantize_onnx, score
 from kdda.nets.segmenter import segmenter
-import kdda.papers.spirit   # registers DeepLabV3's head
 
 FRAMES = World("city", n=4, size=(64, 96)).render()
 

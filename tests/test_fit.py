@@ -155,3 +155,12 @@ def test_nccl_runs_under_torchrun(tmp_path):
     if n < 2: pytest.skip("NCCL between processes needs two CUDA devices")
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+
+@pytest.mark.slow
+def test_compiled_networks_learn_the_same():
+    losses = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        h = fit(Supervised(net()), {"source": source()}, 3, compile=compile, log_every=1, progress=False)
+        losses.append([r["ce_source"] for r in h])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -206,3 +206,29 @@ def test_a_recipe_that_cannot_be_tried_is_explained(tmp_path):
     for request, why in ((dict(scenario="gta2cityscapes", data_root=str(tmp_path)), "data_scripts/gta5.py"), (dict(weights=str(tmp_path / "w.pth")), "the probe failed")):
         (tmp_path / "w.pth").write_bytes(b"not weights")
         assert why in s.show_plan(s.plan({"method": "duda", "scale": "smoke", **request}))
+
+def test_rows_and_scenarios_of_ones_own_reach_other_processes(tmp_path):
+    (tmp_path / "mine.py").write_text("""
+from kdda.bench.scenarios import scenario, world_data
+from kdda.data.catalogue import add
+from kdda.data.datasets import Bytes, Layout, Tree
+from kdda.data.labels import Taxonomy
+from kdda.learn.fit import Stage
+from kdda.learn.rows import row
+from kdda.learn.selftrain import Supervised
+@scenario("city2fog", "the city -> the city in fog")
+def city2fog(role, scale, root): return world_data("city" if role == "source" else "fog", role, scale)
+@row("my_row", "cross-entropy on source, mine")
+def my_row(task): return [Stage("train", lambda _: Supervised(task.net()), {"source": task.stream("source")}, task.steps)]
+add(Layout("mine", Tree("images/{split}/{stem}.png", {"masks/{split}/{stem}.png": Bytes()}), Taxonomy("mine", (dict(name="thing", id=1, color=(9, 9, 9)),)),
+           spaces={"mine_1": "id"}, splits={"train": None}, size=None, licence="mine", address="our camera"))
+""")
+    (tmp_path / "grid.yaml").write_text("about: mine\nscale: smoke\nblocks:\n  - {scenario: city2fog, method: my_row}\n")
+    command = str(Path(sys.executable).parent / "kdda")
+    call = lambda *args, **env: subprocess.run([command, *map(str, args)], cwd=tmp_path, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+    assert "no method called 'my_row'" in (bad := call("sweep", "grid.yaml")).stderr and bad.returncode == 2
+    good = call("sweep", "grid.yaml", "-p", "out", tmp_path / "runs", KDDA_IMPORT="mine")
+    assert good.returncode == 0, good.stderr[-2000:]
+    assert len(list((tmp_path / "runs/smoke/city2fog/my_row").glob("seed0-*/metrics.json"))) == 1
+    looked = call("check", "mine", tmp_path / "nowhere", KDDA_IMPORT="mine")
+    assert "it comes from our camera" in looked.stdout + looked.stderr and "data_scripts" not in looked.stdout

@@ -8,9 +8,9 @@ __all__ = ['all_rows', 'check_parameters', 'Run', 'evaluate', 'generalisation', 
            'table', 'variant', 'label', 'show_table', 'ledger', 'export_results', 'load_results', 'show_predictions',
            'show_class_iou', 'show_curves']
 
-# %% ../../nbs/bench/41_runs.ipynb #6654f289
-import contextlib, difflib, functools, hashlib, importlib, json, math, os, platform, pkgutil, subprocess, sys, time, warnings
-from dataclasses import asdict
+# %% ../../nbs/bench/41_runs.ipynb #aab5ea43
+import contextlib, difflib, functools, hashlib, importlib, json, math, os, platform, pkgutil, subprocess, sys, time, types, warnings
+from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ import kdda
 from .scenarios import SCALES, SCENARIOS, data_folder
 from ..data.augment import normalize
 from ..data.batches import RareClass, Stream
-from ..data.datasets import Mapped, Related, fit_inside
+from ..data.datasets import Mapped, Related, fit_inside, import_yours
 from ..learn.fit import Busy, History, fit_stages, fold_seed, init_distributed, run_lock
 from ..learn.metrics import BoundaryF1, Calibration, Certainty, Confusion, ImageIoU
 from ..learn import checkpoints
@@ -29,19 +29,20 @@ from ..learn.rows import ROWS
 from ..nets.heads import resize
 from ..nets.segmenter import segmenter
 
-# %% ../../nbs/bench/41_runs.ipynb #c6615078
+# %% ../../nbs/bench/41_runs.ipynb #2e42f9ef
 def _choice(what, value, names):
     if value in names: return value
     near = difflib.get_close_matches(str(value), names, n=1)
-    raise ValueError(f"no {what} called {value!r}" + (f"; did you mean {near[0]!r}?" if near else "") + (f" There are: {', '.join(sorted(names))}" if names else "; there is none"))
+    raise ValueError(f"no {what} called {value!r}" + (f"; did you mean {near[0]!r}?" if near else "." if names else "") + (f" There are: {', '.join(sorted(names))}" if names else "; there is none"))
 
 def all_rows():  # -> {name: Row}
-    "The register of rows, the papers' included."
+    "The register of rows, the papers' included, and yours (see `import_yours`)."
     import kdda.papers
+    import_yours()
     for m in pkgutil.iter_modules(kdda.papers.__path__): importlib.import_module(f"kdda.papers.{m.name}")
     return ROWS
 
-# %% ../../nbs/bench/41_runs.ipynb #b70768a4
+# %% ../../nbs/bench/41_runs.ipynb #429ba568
 _IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open"}
 
 def _fits(value, kind):
@@ -53,7 +54,7 @@ def check_parameters(namespace,  # globals() of the notebook
                     ):           # -> dict of the parameters as set
     "Refuse parameters that the `parameters` cell does not declare, or whose type it does not allow. Call it before any import."
     declared = dict(namespace.get("__annotations__") or namespace["__annotate__"](1))
-    names = [n for n in namespace if not n.startswith("_") and n not in _IPYTHON and n != "check_parameters"]
+    names = [n for n, v in namespace.items() if not n.startswith("_") and n not in _IPYTHON and n != "check_parameters" and not isinstance(v, types.ModuleType)]
     for n in names:
         if n not in declared:
             near = difflib.get_close_matches(n, declared, n=1)
@@ -63,7 +64,7 @@ def check_parameters(namespace,  # globals() of the notebook
             raise TypeError(f"parameter {n} = {namespace[n]!r} is {type(namespace[n]).__name__}, not {getattr(kind, '__name__', kind)}")
     return {n: namespace[n] for n in declared}
 
-# %% ../../nbs/bench/41_runs.ipynb #b3a2b2a7
+# %% ../../nbs/bench/41_runs.ipynb #252e1c8b
 class Run:
     "One cell of scenario x method x scale x seed: what a row calls its task."
     def __init__(self, method="dacs", scenario="game2city", scale="laptop", seed=0,
@@ -75,11 +76,15 @@ class Run:
                  options=None,    # options of the row
                  data_root=None,  # folder with datasets on disk; None: $KDDA_DATA
                  out="runs", benchmark="run",
-                 nproc=1):        # processes that train it together, each on its part of every batch
+                 nproc=1,         # processes that train it together, each on its part of every batch
+                 precision=None,  # "fp32" or "bf16"; None: the scale's
+                 compile=False):  # `torch.compile` the networks
         self.request = {k: v for k, v in locals().items() if k != "self"}
         self.row = all_rows()[_choice("method", method, all_rows())]
         self.scenario = SCENARIOS[_choice("scenario", scenario, SCENARIOS)]
         self.scale = self.scenario.at(_choice("scale", scale, SCALES))
+        if precision: self.scale = replace(self.scale, precision=_choice("precision", precision, ("fp32", "bf16")))
+        self.precision, self.compile = precision, compile
         self.seed, self.space = _whole("seed", seed, 0), self.scenario.space
         self.steps = self.scale.steps if steps is None else _whole("steps", steps, 1)
         self.student_name, self._teacher = student or self.scale.student, teacher or self.scale.teacher
@@ -164,7 +169,7 @@ class Run:
     def finished_run(self, method, **changes):  # -> Run
         "Another run, by default of the same scenario, scale and seed: trained if absent, left alone if there, and recorded."
         other = type(self)(**{**dict(method=method, scenario=self.scenario.name, scale=self.scale.name, seed=self.seed, student=self.student_name, teacher=self._teacher,
-                              steps=self.steps, weights=self.weights, teacher_weights=self.teacher_weights, data_root=self.data_root, out=self.out, benchmark=self.benchmark, nproc=self.nproc), **changes})
+                              steps=self.steps, weights=self.weights, teacher_weights=self.teacher_weights, data_root=self.data_root, out=self.out, benchmark=self.benchmark, nproc=self.nproc, precision=self.precision, compile=self.compile), **changes})
         self.used.append({k: other.identity[k] for k in ("method", "scenario", "scale", "seed", "steps", "student")} | {"run_id": other.id})
         if other.scenario == self.scenario and other.scale == self.scale: other._data = self._data
         other.finish()
@@ -217,7 +222,7 @@ def _whole(name, value, least):
     if isinstance(value, bool) or not isinstance(value, int) or value < least: raise ValueError(f"{name} = {value!r}; it must be a whole number, at least {least}")
     return value
 
-# %% ../../nbs/bench/41_runs.ipynb #840ed4b2
+# %% ../../nbs/bench/41_runs.ipynb #82534937
 @torch.no_grad()
 def evaluate(net,             # Segmenter
              dataset,         # labelled
@@ -273,7 +278,7 @@ def majority_guess(confusion, space):
     share = (truth.max() / truth.sum().clamp(min=1)).item()
     return {"class": space.classes[int(truth.argmax())], "pixel_accuracy": share, "miou": share / max(1, int((truth > 0).sum()))}
 
-# %% ../../nbs/bench/41_runs.ipynb #ce9ce2dd
+# %% ../../nbs/bench/41_runs.ipynb #3cd96e3d
 def versions():
     "Versions of what decides bits."
     import torchvision
@@ -332,7 +337,7 @@ def _train(run, progress, plot, say):
     stages = run.row.stages(run, **run.options)
     done = sum(s.steps for s in stages)
     method, history = fit_stages(stages, run.folder, seed=run.seed, name=run.id, evaluate=val, evaluate_every=max(1, run.steps // 8), checkpoint_every=max(1, run.steps // 20),
-                                 log_every=max(1, run.steps // 80), precision=run.scale.precision, progress=progress, plot=plot, say=say, optim={"main": run.scale.optim})
+                                 log_every=max(1, run.steps // 80), precision=run.scale.precision, compile=run.compile, progress=progress, plot=plot, say=say, optim={"main": run.scale.optim})
     return method, history, done
 
 def _train_and_score(run, progress, plot, say):
@@ -358,7 +363,7 @@ def _train_and_score(run, progress, plot, say):
     _write(run.folder / "metrics.json", json.dumps(metrics, indent=1))
     return metrics
 
-# %% ../../nbs/bench/41_runs.ipynb #aba529e6
+# %% ../../nbs/bench/41_runs.ipynb #fb7f3624
 _JOB = "import json, sys; from kdda.bench.runs import Run, execute; execute(Run(**json.loads(sys.argv[1])), progress=False, wait=True)"
 
 def job_arguments(request):  # arguments of `Run` -> list of strings
@@ -431,7 +436,7 @@ def last_line(run):
     lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
     return ([line for line in lines if line.startswith("[rank")] or lines or ["(empty)"])[-1]   # torchrun's own last words say little
 
-# %% ../../nbs/bench/41_runs.ipynb #1add50e8
+# %% ../../nbs/bench/41_runs.ipynb #217c2320
 def _mean_std(v): return float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else float("nan")
 
 def on_unseen(metrics, which="unseen"):  # metrics of a run -> the same, its score replaced by the mean mIoU over domains never seen, or "related" ones
@@ -488,7 +493,7 @@ def show_table(metrics, baseline="source_only"):
     return "\n".join(lines + [f"mIoU in points on {m['scored_on']['images']} test images of {m['scored_on']['data']}, last checkpoint of the student; scenario {m['scenario']}, scale {m['scale']}, "
                               f"{m['params']['steps']} steps; gain: paired by seed, to {baseline}; over: likewise, to the row's fair baseline"])
 
-# %% ../../nbs/bench/41_runs.ipynb #d44f8c85
+# %% ../../nbs/bench/41_runs.ipynb #31d210bd
 def ledger(out="runs"):  # -> list of dicts: folder, state, scale, scenario, method, seed, miou
     "All runs below `out`."
     found = []
@@ -519,7 +524,7 @@ def load_results(scenario, scale="laptop", results="results"):  # -> list of met
     "The committed metrics of a scenario."
     return [json.loads(f.read_text()) for f in sorted(Path(results).glob(f"{scale}/{scenario}/*/seed*.json"))]
 
-# %% ../../nbs/bench/41_runs.ipynb #368d22a4
+# %% ../../nbs/bench/41_runs.ipynb #a5ca216b
 def show_predictions(dataset, predictions,  # {"before": [ids, ...], "after": [ids, ...]} for images 0, 1, 2 ...
                      indices=(0, 1, 2, 3)):
     "Rows of image, truth and predictions. Void is black in the truth."

@@ -9,19 +9,19 @@ __all__ = ['SCALES', 'ROLES', 'SCENARIOS', 'URBAN', 'OFFROAD', 'WORDS', 'Scale',
            'fewshot_camvid', 'fewshot_camvid_dusk', 'fewshot_cityscapes', 'urban_world', 'offroad_world',
            'urban_camvid', 'united']
 
-# %% ../../nbs/bench/40_scenarios.ipynb #a29e7ab3
+# %% ../../nbs/bench/40_scenarios.ipynb #1232744d
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable
 import numpy as np
 from ..data import labels
-from ..data.datasets import ACDC, CAMVID_DAY, CAMVID_DUSK, GTA5, SYNTHIA, CamVid, Cityscapes, DarkZurich, DataError, Folder, InMemory, Mapped, Related, Resized, Subset
+from ..data.datasets import ACDC, CAMVID_DAY, CAMVID_DUSK, GTA5, SYNTHIA, CamVid, Cityscapes, DarkZurich, DataError, Folder, InMemory, find_layout, Mapped, Related, Resized, Subset
 from ..data.catalogue import BDD100K, KITTI
 from ..data.world import World, blend
 from ..learn.fit import Optim
 
-# %% ../../nbs/bench/40_scenarios.ipynb #19100f2f
+# %% ../../nbs/bench/40_scenarios.ipynb #b272819d
 @dataclass(frozen=True)
 class Scale:
     "How big a run is, and the optimiser recipe that goes with the size."
@@ -63,8 +63,10 @@ SCALES = {s.name: s for s in (
           augment_source=False, bn_source=True, class_mix=dict(batch_classes=True, void=True), eval_batch=1, workers=4),
 )}
 
-# %% ../../nbs/bench/40_scenarios.ipynb #b7f3c8ad
+# %% ../../nbs/bench/40_scenarios.ipynb #6b9fc828
 ROLES = ("source", "target", "val", "test")
+
+def _layout_says(name, root=None): return find_layout(name).get(root)
 
 @dataclass(frozen=True)
 class Scenario:
@@ -90,10 +92,8 @@ class Scenario:
     def check(self, data_root):  # -> None, or DataError with the command that gets what is missing
         "Is everything on disk that this scenario needs?"
         for name in self.needs:
-            if data_root is None: raise DataError(f"scenario {self.name}", f"needs the dataset {name} on disk",
-                f"pass data_root (or set KDDA_DATA) to the folder that holds {name}/; `python data_scripts/{name}.py` says how to get it", "missing root")
-            if not (Path(data_root) / name).is_dir(): raise DataError(Path(data_root) / name, f"no such folder; scenario {self.name} needs it",
-                f"`python data_scripts/{name}.py --root {Path(data_root) / name}` says how to get it", "missing root")
+            if data_root is None: raise DataError(f"scenario {self.name}", f"needs the dataset {name} on disk", f"pass data_root (or set KDDA_DATA) to the folder that holds {name}/; {_layout_says(name)}", "missing root")
+            if not (Path(data_root) / name).is_dir(): raise DataError(Path(data_root) / name, f"no such folder; scenario {self.name} needs it", _layout_says(name, Path(data_root) / name), "missing root")
 
     def data(self, role, scale, data_root=None):
         "The dataset that plays `role`."
@@ -106,6 +106,7 @@ SCENARIOS = {}
 def scenario(name, about, space=labels.CITYSCAPES_19, **options):
     "Decorator: register a function `(role, scale, data_root) -> Dataset` as a scenario."
     def register(make):
+        if name in SCENARIOS and SCENARIOS[name].make.__qualname__ != make.__qualname__: raise ValueError(f"there is a scenario {name!r} already: {SCENARIOS[name].about}")
         SCENARIOS[name] = Scenario(name, about, space, make, **options)
         return make
     return register
@@ -114,7 +115,7 @@ def data_folder(data_root=None):  # -> path or None
     "Where datasets on disk are: the argument, or the environment variable KDDA_DATA."
     return data_root or os.environ.get("KDDA_DATA") or None
 
-# %% ../../nbs/bench/40_scenarios.ipynb #7b6ee95b
+# %% ../../nbs/bench/40_scenarios.ipynb #c76b5316
 def world_data(domain, role, scale, space=None):
     "Frames of the embedded world for one role, rendered once."
     split, n = {"source": ("train", scale.n_train), "target": ("train", scale.n_train), "val": ("val", max(2, scale.n_test // 4)), "test": ("test", scale.n_test)}[role]
@@ -130,7 +131,7 @@ def game2city(role, scale, root):
 @scenario("city2dusk", "embedded world: the city by day -> at dusk", overrides=_WORLD)
 def city2dusk(role, scale, root): return world_data("city" if role == "source" else "dusk", role, scale)
 
-# %% ../../nbs/bench/40_scenarios.ipynb #db5bb3a1
+# %% ../../nbs/bench/40_scenarios.ipynb #076a3876
 _CAMVID = {"smoke": dict(size=(48, 64)), "laptop": dict(size=(96, 128)), "paper": dict(size=(360, 480), crop=(352, 352), source_box=None, target_box=None, steps=10_000, n_train=1000)}
 
 @scenario("camvid_day2dusk", "CamVid: two drives by day -> one at dusk (real frames)", labels.CAMVID_11, needs=("camvid",), overrides=_CAMVID)
@@ -144,7 +145,7 @@ def game2camvid(role, scale, root):
     if role == "source": return Mapped(world_data("game", role, scale), labels.CITYSCAPES_19_TO_CAMVID_11)
     return InMemory(CamVid(Path(root) / "camvid", "train" if role == "target" else "val"), scale.size)
 
-# %% ../../nbs/bench/40_scenarios.ipynb #3029575a
+# %% ../../nbs/bench/40_scenarios.ipynb #01ca2701
 _SMALL = {"smoke": dict(source_box=(64, 128), target_box=(64, 128), crop=(48, 48)), "laptop": dict(source_box=(90, 160), target_box=(64, 128), crop=(64, 64))}
 
 def _on_disk(role, scale, source, target):   # source: a function of no argument, target: one of the split
@@ -177,26 +178,27 @@ def cityscapes2acdc(role, scale, root):
 def cityscapes2darkzurich(role, scale, root):
     return _on_disk(role, scale, lambda: Cityscapes(Path(root) / "cityscapes", "train"), lambda split: DarkZurich(Path(root) / "darkzurich", split))
 
-# %% ../../nbs/bench/40_scenarios.ipynb #9eeddeb5
+# %% ../../nbs/bench/40_scenarios.ipynb #604ff026
 _PAIR = dict(student="resnet10_narrow+lraspp:64", teacher="resnet10_slim+lraspp:64")
-_FEW = {"smoke": _PAIR, "laptop": _PAIR, "paper": dict(student="resnet50_g8_d8+deeplabv3_light", teacher="resnet50_d8+deeplabv3", batch=8, steps=14_000, photo={}, max_class_share=None,
+_FEW = {"smoke": _PAIR, "laptop": dict(_PAIR, steps=1200), "paper": dict(student="resnet50_g8_d8+deeplabv3_light", teacher="resnet50_d8+deeplabv3", batch=8, steps=14_000, photo={}, max_class_share=None,
                                                        optim=Optim("sgd", lr=0.01, weight_decay=5e-4, power=0.9))}
 _BESIDE = ("proximity", "unrelated")
 
 def _with(few, other): return {name: {**other.get(name, {}), **fields} for name, fields in few.items()}
 
-def _objects(scale, size, seed=0):
-    "Frames to pre-train on, or, of another seed, to be unrelated."
-    return World("objects", n=scale.n_train, size=size, seed=seed).render()
+def _others(role, scale, size):
+    "Frames of the embedded world to pre-train on, or to be unrelated."
+    if role == "source": return World(blend("city", "objects", palette=0.3, layout=0.7), n=scale.n_train, size=size, seed=2).render()
+    return World("objects", n=scale.n_train, size=size, seed=1).render()
 
-@scenario("fewshot_city", "embedded world: few labelled frames of the city; the teacher knows scattered objects", extra=_BESIDE, overrides=_with(_FEW, _WORLD))
+@scenario("fewshot_city", "embedded world: few labelled frames of the city; the teacher knows a general collection", extra=_BESIDE, overrides=_with(_FEW, _WORLD))
 def fewshot_city(role, scale, root):
-    if role in ("source", "unrelated"): return _objects(scale, scale.size, seed=int(role == "unrelated"))
+    if role in ("source", "unrelated"): return _others(role, scale, scale.size)
     if role == "proximity": return World(blend("country", "game", palette=0.3, appearance=0.3, layout=0), n=scale.n_train, size=scale.size, seed=1).render()
     return world_data("city", role, scale)
 
 def _fewshot_camvid(role, scale, root, target, proximity):  # sequences
-    if role in ("source", "unrelated"): return Mapped(_objects(scale, scale.size, seed=int(role == "unrelated")), labels.CITYSCAPES_19_TO_CAMVID_11)
+    if role in ("source", "unrelated"): return Mapped(_others(role, scale, scale.size), labels.CITYSCAPES_19_TO_CAMVID_11)
     split, sequences = {"target": ("train", target), "proximity": ("train", proximity)}.get(role, ("val", None))
     return InMemory(CamVid(Path(root) / "camvid", split, sequences=sequences), scale.size)
 
@@ -208,11 +210,11 @@ def fewshot_camvid_dusk(role, scale, root): return _fewshot_camvid(role, scale, 
 
 @scenario("fewshot_cityscapes", "Cityscapes with few labels, KITTI beside it (your copies)", needs=("cityscapes", "kitti"), extra=_BESIDE, overrides=_with(_FEW, _SMALL | {"paper": dict(source_box=(512, 1024), n_train=1000)}))
 def fewshot_cityscapes(role, scale, root):
-    if role in ("source", "unrelated"): return _objects(scale, scale.target_box, seed=int(role == "unrelated"))
+    if role in ("source", "unrelated"): return _others(role, scale, scale.target_box)
     if role == "proximity": return Folder(KITTI, Path(root) / "kitti", "train")
     return _on_disk(role, scale, None, lambda split: Cityscapes(Path(root) / "cityscapes", split))
 
-# %% ../../nbs/bench/40_scenarios.ipynb #26760d49
+# %% ../../nbs/bench/40_scenarios.ipynb #7181c4bf
 URBAN = labels.LabelMap.groups(labels.CITYSCAPES_19, "urban_16", {
     **{c: (c,) for c in labels.CITYSCAPES_19.classes[:14]}, "large vehicle": ("truck", "bus", "train"), "two-wheeler": ("motorcycle", "bicycle")})
 OFFROAD = labels.LabelMap.groups(labels.CITYSCAPES_19, "offroad_8", {
@@ -263,7 +265,7 @@ def urban_camvid(role, scale, root):
     frames = CamVid(Path(root) / "camvid", "val" if role == "camvid test" else "train")
     return Related(InMemory(frames, (3 * scale.size[1] // 4, scale.size[1])), labels.CITYSCAPES_19_TO_CAMVID_11.inverse().then(URBAN))
 
-# %% ../../nbs/bench/40_scenarios.ipynb #a6597cb7
+# %% ../../nbs/bench/40_scenarios.ipynb #18d62805
 _LSU_NAMES = {"goose": "goose2d", "camvid32": "camvid", "bdd100k": "bdd", "mapillary": "mapillary_vistas", "rellis3d": "rellis_3d", "ycor": "yamaha", "wilddash2": "wilddash"}   # what LSU's maps call a layout
 _VAL = {"freiburg_forest": "test"}   # which frames are for scoring, where that is not val
 

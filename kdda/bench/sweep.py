@@ -6,7 +6,7 @@
 __all__ = ['KEYS', 'GRID', 'ENGINES', 'Job', 'read_sweep', 'Ray', 'Slurm', 'grid', 'sweep', 'show_sweep', 'Probe', 'peak_memory',
            'probe', 'plan', 'times', 'show_plan', 'plan_sweep']
 
-# %% ../../nbs/bench/42_sweep.ipynb #d6345b5d
+# %% ../../nbs/bench/42_sweep.ipynb #3766e16d
 import difflib, itertools, json, os, subprocess, sys, tempfile, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..data.batches import Uniform
 from ..data.datasets import DataError, Related, Subset
 from ..learn.fit import fit_stages
 
-# %% ../../nbs/bench/42_sweep.ipynb #35ce761e
+# %% ../../nbs/bench/42_sweep.ipynb #478bbf27
 class _Once(yaml.SafeLoader):
     "YAML in which a key may not be given twice."
     def construct_mapping(self, node, deep=False):
@@ -50,7 +50,7 @@ def _combinations(block):   # seeds last: neighbours in the queue then seldom wa
     several = {k: block[k] if isinstance(block[k], list) else [block[k]] for k in GRID if k in block}
     for values in itertools.product(*several.values()): yield {**block, **dict(zip(several, values))}
 
-# %% ../../nbs/bench/42_sweep.ipynb #89c352b2
+# %% ../../nbs/bench/42_sweep.ipynb #ce60d87a
 @dataclass(eq=False)
 class Job:
     "One run of a sweep."
@@ -96,7 +96,7 @@ def read_sweep(file, **changes):  # YAML file; keys that take the place of the f
     if wrong: raise ValueError("\n  ".join([f"{file}: {len(wrong)} thing{'s' * (len(wrong) > 1)} to put right", *(f"block {', '.join(blocks)}: {e}" for e, blocks in wrong.items())]))
     return list(found.values())
 
-# %% ../../nbs/bench/42_sweep.ipynb #c5f31d45
+# %% ../../nbs/bench/42_sweep.ipynb #3533f8e7
 def _worker():
     def work(arguments, log, cwd):   # inside another function, so that it is sent whole: the machine that receives it may import as it likes
         import subprocess, sys
@@ -131,7 +131,7 @@ class _Queue:
     def stop(self):
         for handle in self.working.values(): self.cancel(handle)
 
-# %% ../../nbs/bench/42_sweep.ipynb #72e6b29f
+# %% ../../nbs/bench/42_sweep.ipynb #91d2afa2
 class Ray(_Queue):
     "Runs through Ray."
     def __init__(self, jobs=None,     # most runs handed over at a time; None: all
@@ -158,7 +158,7 @@ class Ray(_Queue):
         if self.working: self.ray.wait(list(self.working.values()), num_returns=len(self.working), timeout=10)
         self.ray.shutdown()
 
-# %% ../../nbs/bench/42_sweep.ipynb #0a39d041
+# %% ../../nbs/bench/42_sweep.ipynb #9fe2b809
 class Slurm(_Queue):
     "Runs through SLURM."
     def __init__(self, jobs=None,           # most runs queued at a time; None: all
@@ -184,7 +184,7 @@ class Slurm(_Queue):
 
 ENGINES = {"local": Local, "ray": Ray, "slurm": Slurm}
 
-# %% ../../nbs/bench/42_sweep.ipynb #5ef64aa6
+# %% ../../nbs/bench/42_sweep.ipynb #d7c4599b
 def _duration(seconds): return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 def grid(jobs):  # list of Job -> text
@@ -201,7 +201,7 @@ def grid(jobs):  # list of Job -> text
         lines += [f"  {name:{wide - 2}}" + "".join(f"{cell(of.get(s)):>8}" for s in seeds) for name, of in rows.items()]
     return "\n".join(lines)
 
-# %% ../../nbs/bench/42_sweep.ipynb #6ba58ea3
+# %% ../../nbs/bench/42_sweep.ipynb #2d5f83bb
 class _Screen:
     "A table that is drawn over itself in a terminal or a notebook; elsewhere, such as a log file, only what is said."
     def __init__(self):
@@ -226,7 +226,7 @@ class _Screen:
         self.erase(); sys.stdout.write("".join(r[:size.columns - 1] + "\n" for r in rows)); sys.stdout.flush()
         self.lines = len(rows)
 
-# %% ../../nbs/bench/42_sweep.ipynb #af8cb4d4
+# %% ../../nbs/bench/42_sweep.ipynb #d5293270
 def sweep(jobs,           # list of Job, from `read_sweep`
           engine,         # `Local`, `Ray` or `Slurm`
           tries=2,        # of a run that fails
@@ -270,7 +270,7 @@ def show_sweep(jobs):  # -> text
         if j.metrics: by.setdefault(j.kind, []).append(j.metrics)
     return "\n\n".join(show_table(ms, next((b for b in map(label, ms) if b == "source_only"), label(ms[0]))) for ms in by.values())
 
-# %% ../../nbs/bench/42_sweep.ipynb #89e08922
+# %% ../../nbs/bench/42_sweep.ipynb #f20127cb
 class Probe(Run):
     "A run of three steps a stage, on at most 512 frames of what is on disk."
     def data(self, role):
@@ -301,7 +301,7 @@ class Probe(Run):
                 return method
             return replace(stage, method=make, steps=min(3, stage.steps), options={**stage.options, "evaluate": None})
         stages = self.row.stages(self, **self.options)
-        method, _ = fit_stages([timed(s) for s in stages], self.folder, seed=self.seed, precision=self.scale.precision, progress=False, optim={"main": self.scale.optim})
+        method, _ = fit_stages([timed(s) for s in stages], self.folder, seed=self.seed, precision=self.scale.precision, compile=self.compile, progress=False, optim={"main": self.scale.optim})
         self.save_student(method.student)
         step = lambda clock: (clock[-1] - clock[1]) / (len(clock) - 2) if len(clock) > 2 else clock[-1] - clock[0]   # the first step warms up
         train = {"stages": [(name, steps, step(clock)) for name, steps, clock in parts], "scoring": self.scoring(method.student)}
@@ -335,7 +335,7 @@ def probe(request):  # arguments of `Run` -> dict: parts (this row's last), memo
     have = device.total_memory if device else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     return {"parts": parts, "memory": peak_memory(), "have": have, "device": device.name if device else f"{torch.get_num_threads()} CPU thread{'s' * (torch.get_num_threads() > 1)}", "disk": disk}
 
-# %% ../../nbs/bench/42_sweep.ipynb #6dd50d70
+# %% ../../nbs/bench/42_sweep.ipynb #298d2da6
 _PROBE = "import json, sys; from kdda.bench.sweep import probe; print(json.dumps(probe(json.loads(sys.argv[1]))))"
 
 def plan(request,      # arguments of `Run`
@@ -371,7 +371,7 @@ def show_plan(found, out="runs"):  # from `plan` -> text
     todo = sum(r[4] for r in rows if not r[5])
     return "\n".join([*lines, f"{_duration(todo)} to do on {found['device']}; {memory}; {2 * found['disk'] / 2**20:.0f} MB on disk"])
 
-# %% ../../nbs/bench/42_sweep.ipynb #85c9897b
+# %% ../../nbs/bench/42_sweep.ipynb #31f224e9
 def plan_sweep(jobs,          # from `read_sweep`
                say=print):    # told about each row
     "Predict what is not finished, row by row. -> seconds in all, one run after the other"

@@ -7,14 +7,15 @@ __all__ = ['CAMVID', 'CITYSCAPES', 'GTA5_FRAMES', 'SYNTHIA_RAND', 'CONDITIONS', 
            'CAMVID_DUSK', 'CAMVID_DAY', 'DataError', 'decode', 'read_image', 'image_size', 'Bytes', 'write_whole',
            'Red16', 'translate', 'Colors', 'Panoptic16', 'CocoPanoptic', 'read_json', 'Polygons', 'rle_decode',
            'rle_encode', 'Rle', 'Sample', 'Tree', 'Lists', 'Tables', 'Layout', 'Folder', 'read_ids', 'find_label',
-           'find_layout', 'layouts', 'Cityscapes', 'ids_of', 'write_frames', 'GTA5', 'SYNTHIA', 'ACDC', 'DarkZurich',
-           'CamVid', 'Unlabelled', 'Subset', 'Mapped', 'Related', 'Joined', 'InMemory', 'fit_inside', 'Resized',
-           'resize', 'Report', 'check', 'count_bytes']
+           'find_layout', 'layouts', 'import_yours', 'Cityscapes', 'ids_of', 'write_frames', 'GTA5', 'SYNTHIA', 'ACDC',
+           'DarkZurich', 'CamVid', 'Unlabelled', 'Subset', 'Mapped', 'Related', 'Joined', 'InMemory', 'fit_inside',
+           'Resized', 'resize', 'Report', 'check', 'count_bytes']
 
-# %% ../../nbs/data/03_datasets.ipynb #fe5c11dc
+# %% ../../nbs/data/03_datasets.ipynb #29dce398
 import json
 import os
 import re
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ import numpy as np
 
 from .labels import CAMVID_11, CITYSCAPES_19, IGNORE, Taxonomy, listing, look_up, taxonomy
 
-# %% ../../nbs/data/03_datasets.ipynb #462a5c76
+# %% ../../nbs/data/03_datasets.ipynb #b31174be
 class DataError(ValueError):
     "Something on disk is not as it must be: `where` it is, `what` is wrong, and the `fix`."
     def __init__(self, where, what="", fix="", kind="unusable"):
@@ -38,7 +39,7 @@ class DataError(ValueError):
 
     def __str__(self): return ": ".join(filter(None, [self.where, "; ".join(filter(None, [self.what, self.fix]))]))
 
-# %% ../../nbs/data/03_datasets.ipynb #e0e2046b
+# %% ../../nbs/data/03_datasets.ipynb #bf03d7df
 _AGAIN = "fetch or unpack it again, or drop it from the split"
 
 def decode(file,   # path of an image file
@@ -62,7 +63,7 @@ def decode(file,   # path of an image file
     except Exception as e:   # hostile bytes make Pillow raise nearly anything
         raise DataError(file, f"it is truncated or damaged ({e})", _AGAIN, kind="truncated or damaged") from e
 
-# %% ../../nbs/data/03_datasets.ipynb #29860ee0
+# %% ../../nbs/data/03_datasets.ipynb #8c06088d
 _SAVE_RGB = "save it again as 8-bit RGB, or drop it from the split"
 
 def read_image(file, modes=("RGB",)):   # modes: those of Pillow that are acceptable
@@ -73,7 +74,7 @@ def image_size(file, modes=("RGB",)):
     "(H, W) of an image file, from its header alone."
     return decode(file, modes, _SAVE_RGB, look=lambda im: im.size[::-1])
 
-# %% ../../nbs/data/03_datasets.ipynb #8a522df1
+# %% ../../nbs/data/03_datasets.ipynb #683233ac
 _DROP = "is it a label of this dataset? repair it, or drop it from the split"
 
 def _alien(file, what, known): return DataError(file, f"it has {what}, outside the label space ({known})", _DROP, "ids outside the space")
@@ -121,7 +122,7 @@ def write_whole(file, write):   # write: a function of a path, e.g. `image.save`
         os.replace(part, file)
     finally: part.unlink(missing_ok=True)
 
-# %% ../../nbs/data/03_datasets.ipynb #c61ffa84
+# %% ../../nbs/data/03_datasets.ipynb #c54e542f
 def _spans(ids):
     "Sorted ids as spans: [0, 1, 2, 255] -> ['0..2', '255']."
     ids = sorted(ids)
@@ -129,7 +130,7 @@ def _spans(ids):
     ends = [i for i in ids if i + 1 not in ids]
     return [f"{a}..{b}" if b > a else str(a) for a, b in zip(starts, ends)]
 
-# %% ../../nbs/data/03_datasets.ipynb #b8b63aea
+# %% ../../nbs/data/03_datasets.ipynb #bbafd5b5
 @dataclass(frozen=True, eq=False)
 class Red16:
     "16 bits a channel, the id in the red one (SYNTHIA)."
@@ -163,7 +164,7 @@ def _byte_ids(file, values, table):
     if alien: raise _alien(file, listing("id", alien), f"ids {', '.join(_spans(codes))}")
     return values.astype(np.uint8)
 
-# %% ../../nbs/data/03_datasets.ipynb #0ad5522f
+# %% ../../nbs/data/03_datasets.ipynb #4097d718
 def translate(packed,   # int [H,W]: what the file holds
               codes,    # {what a file may hold: id}
              ):         # -> ids uint8 [H,W] (255 for what is not in `codes`), and the list of those strangers
@@ -204,7 +205,7 @@ class Colors:
         for row in reversed(table.classes): colors[row["id"] % 256] = row.get(self.column) or 0
         _save(file, Image.fromarray(colors[ids]))
 
-# %% ../../nbs/data/03_datasets.ipynb #9137eb14
+# %% ../../nbs/data/03_datasets.ipynb #e6f5ff0e
 @dataclass(frozen=True, eq=False)
 class Panoptic16:
     "16 bits a pixel: `1000 * id + instance`."
@@ -280,7 +281,7 @@ def _segments(file, *state):
     "{label file: {segment: category_id}}"
     return read_json(file, lambda d: {a["file_name"]: {int(s["id"]): int(s["category_id"]) for s in a["segments_info"]} for a in d["annotations"]})
 
-# %% ../../nbs/data/03_datasets.ipynb #34f54f49
+# %% ../../nbs/data/03_datasets.ipynb #dae20c11
 @dataclass(frozen=True, eq=False)
 class Polygons:
     "JSON with named polygons, painted in order (Cityscapes, IDD)."
@@ -311,7 +312,7 @@ class Polygons:
             objects += [{"label": names[row[b]], "polygon": [[a, y], [b, y], [b, y], [a, y]]} for a, b in zip([0, *(e + 1 for e in ends)], ends) if row[b] in names]
         write_whole(file, lambda part: part.write_text(json.dumps({"imgHeight": ids.shape[0], "imgWidth": ids.shape[1], "objects": objects})))
 
-# %% ../../nbs/data/03_datasets.ipynb #55d3a97c
+# %% ../../nbs/data/03_datasets.ipynb #c50bfd94
 def rle_decode(counts,   # bytes in COCO's compressed form
                size,     # (H, W)
               ):         # -> bool [H,W]
@@ -386,7 +387,7 @@ def _masks(folder, *state):
         read_json(folder/f"{part}.json", collect)
     return dict(out.values())
 
-# %% ../../nbs/data/03_datasets.ipynb #f01650fb
+# %% ../../nbs/data/03_datasets.ipynb #7bac45e9
 class Sample(NamedTuple):
     "One frame of a split, by paths relative to the root."
     image: str    # where the image is
@@ -460,7 +461,7 @@ def _regex(template, values):
         return f"(?P={m[1]})" if again else f"(?P<{m[1]}>{'|'.join(map(re.escape, values[m[1]])) if m[1] in values else '[^/]+'})"
     return re.sub(r"\\\{(\w+)\\\}", group, re.escape(template))
 
-# %% ../../nbs/data/03_datasets.ipynb #945579a1
+# %% ../../nbs/data/03_datasets.ipynb #467b94c9
 @dataclass(frozen=True, eq=False)
 class Lists(Tree):
     "Images and labels named by a file with a pair of paths on each line; the templates say where they lie as a rule."
@@ -494,7 +495,7 @@ class Lists(Tree):
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "a") as f: f.write("heading\n" * (self.header if not f.tell() else 0) + (self.between or " ").join(cells) + "\n")
 
-# %% ../../nbs/data/03_datasets.ipynb #9fbde290
+# %% ../../nbs/data/03_datasets.ipynb #c6f96876
 @dataclass(frozen=True, eq=False)
 class Tables(Tree):
     "Images named by the key frames of nuImages' tables."
@@ -508,7 +509,7 @@ class Tables(Tree):
         if bad: raise DataError((root/label).with_name("sample_data.json"), f"{bad[0]!r} leads out of the root", _AGAIN, "bad list")
         return [Sample(f, (label,)) for f in images]
 
-# %% ../../nbs/data/03_datasets.ipynb #8386e2e9
+# %% ../../nbs/data/03_datasets.ipynb #6195a889
 @dataclass(frozen=True, eq=False)
 class Layout:
     "A dataset on disk, described."
@@ -525,7 +526,10 @@ class Layout:
     recalled: tuple = ()    # splits, or "size", whose published numbers we know but did not read in a source
     modes: tuple = ("RGB",) # Pillow modes of images
 
-    def get(self, root): return f"`python data_scripts/{self.name}.py --root {root}` says how to get it"
+    def get(self, root=None):
+        "What to do for a copy."
+        if not self.address.startswith("http"): return f"it comes from {self.address}"
+        return f"`python data_scripts/{self.name}.py{f' --root {root}' if root else ''}` says how to get it"
 
     @cached_property
     def table(self): return taxonomy(self.classes) if isinstance(self.classes, str) else self.classes
@@ -577,13 +581,13 @@ class Layout:
             if code is not None and meant.setdefault(str(code), label) != label: return False
         return True
 
-# %% ../../nbs/data/03_datasets.ipynb #42e6d920
+# %% ../../nbs/data/03_datasets.ipynb #e65323d8
 def _known_space(name):
     "A space that datasets share, if that is the name of one; a view may add a word to it, e.g. `cityscapes_19 loose`."
     shared = {s.name: s for s in (CITYSCAPES_19, CAMVID_11)}
     return taxonomy(name).view().space if name == "lsu_offroad34" else shared.get(name)
 
-# %% ../../nbs/data/03_datasets.ipynb #77c833d5
+# %% ../../nbs/data/03_datasets.ipynb #9c446cef
 CAMVID = Layout(
     "camvid", Lists("{split}/{stem}.png", {"{split}annot/{stem}.png": Bytes("id", also={11: IGNORE})}, prefix="/SegNet/CamVid/"),
     Taxonomy.of(CAMVID_11), {"camvid_11": "id"}, {"train": 367, "val": 101, "test": 233}, (360, 480),
@@ -626,7 +630,7 @@ DARK_ZURICH = Layout(
 
 LAYOUTS = {layout.name: layout for layout in (CAMVID, CITYSCAPES, GTA5_FRAMES, SYNTHIA_RAND, ACDC_FRAMES, DARK_ZURICH)}   # by the name used on command lines
 
-# %% ../../nbs/data/03_datasets.ipynb #a8227f56
+# %% ../../nbs/data/03_datasets.ipynb #0c52bee7
 class Folder:
     "A split of a dataset on disk."
     def __init__(self, layout,      # a Layout, or its name
@@ -708,17 +712,24 @@ def find_layout(name):
 def layouts():
     "All layouts by name."
     import_module("kdda.data.catalogue")     # further on in reading order: it adds the rest of the descriptions
+    import_yours()
     return LAYOUTS
+
+def import_yours():
+    "Import the modules that $KDDA_IMPORT names, by commas. They may register layouts, scenarios and rows, and processes that a run starts see them, too."
+    if os.environ.get("KDDA_IMPORT") and os.getcwd() not in sys.path: sys.path.append(os.getcwd())
+    for name in filter(None, os.environ.get("KDDA_IMPORT", "").split(",")):
+        if name not in sys.modules: import_module(name)
 
 def _hw(size): return f"{size[0]}x{size[1]}"
 def _tuple(value): return (value,) if isinstance(value, str) else tuple(value)
 
-# %% ../../nbs/data/03_datasets.ipynb #bc1e9fad
+# %% ../../nbs/data/03_datasets.ipynb #8c4cb293
 class Cityscapes(Folder):
     "Cityscapes, fine annotations (`train_extra`: coarse): label ids, mapped as they are read; `labelTrainIds` files and polygons serve as well."
     def __init__(self, root, split): super().__init__(CITYSCAPES, root, split)
 
-# %% ../../nbs/data/03_datasets.ipynb #6437da06
+# %% ../../nbs/data/03_datasets.ipynb #b1185d44
 _LIKE = {   # where a table does not say what its classes are in Cityscapes: names to look for, best first
     "road": "asphalt,driveable surface,smooth_trail,asphalt/concrete,road", "sidewalk": "sidewalk,pavement,pavement-merged,concrete,gravel,traversable_grass,cobble",
     "building": "building,building-other-merged,obstacle,other-structure", "wall": "wall,wall-other-merged,barrier,obstacle", "fence": "fence,fence-merged,barrier,obstacle",
@@ -762,7 +773,7 @@ def write_frames(ds, layout, root, split,
         out.append(sample)
     return out
 
-# %% ../../nbs/data/03_datasets.ipynb #8b0c9d74
+# %% ../../nbs/data/03_datasets.ipynb #179658a4
 class GTA5(Folder):
     "GTA5 (Playing for Data), all of it."
     def __init__(self, root, split="train"): super().__init__(GTA5_FRAMES, root, split)
@@ -771,7 +782,7 @@ class SYNTHIA(Folder):
     "SYNTHIA-RAND-CITYSCAPES, all of it. It has no terrain, truck or train; `Mapped(..., CITYSCAPES_19_TO_16)` makes the usual 16 classes of it."
     def __init__(self, root, split="train"): super().__init__(SYNTHIA_RAND, root, split)
 
-# %% ../../nbs/data/03_datasets.ipynb #a04feaec
+# %% ../../nbs/data/03_datasets.ipynb #47f7bb22
 class ACDC(Folder):
     "ACDC, in all conditions or some: `ACDC(root, \"train\", (\"fog\", \"rain\"))`."
     def __init__(self, root, split, conditions=None): super().__init__(ACDC_FRAMES, root, split, **({"condition": conditions} if conditions else {}))
@@ -780,7 +791,7 @@ class DarkZurich(Folder):
     "Dark Zurich by night; `train_twilight` and `train_day` are the other hours."
     def __init__(self, root, split): super().__init__(DARK_ZURICH, root, split)
 
-# %% ../../nbs/data/03_datasets.ipynb #5809dd17
+# %% ../../nbs/data/03_datasets.ipynb #f9996432
 CAMVID_DUSK = ("0001TP",)                      # filmed at dusk
 CAMVID_DAY = ("0006R0", "0016E5", "Seq05VD")   # filmed by day
 
@@ -804,7 +815,7 @@ class CamVid(Folder):
             self.samples = self.samples[parity == "even"::2]
             self.name += f"/{parity}"
 
-# %% ../../nbs/data/03_datasets.ipynb #46ee474a
+# %% ../../nbs/data/03_datasets.ipynb #01896d3b
 class _Wrapped:
     "A dataset over another one; `label` exists if it does there and a subclass says (`_label`) what becomes of it."
     def __init__(self, ds):
@@ -819,11 +830,11 @@ class _Wrapped:
     def image(self, i): return self._ds.image(i)
     def _stamp(self, i): return self._ds.stamp(i)
 
-# %% ../../nbs/data/03_datasets.ipynb #3c8dda8b
+# %% ../../nbs/data/03_datasets.ipynb #59678aea
 class Unlabelled(_Wrapped):
     "The frames of a dataset without their labels: there is no `label` to call, and no label file is ever opened."
 
-# %% ../../nbs/data/03_datasets.ipynb #ccbd9571
+# %% ../../nbs/data/03_datasets.ipynb #e3db88f0
 class Subset(_Wrapped):
     "Some frames of a dataset, in the order given."
     def __init__(self, ds, indices):
@@ -849,7 +860,7 @@ class Mapped(_Wrapped):
     def _label(self, i): return look_up(self.table, self._ds.label(i))
     def _stamp(self, i): return f"{self._ds.stamp(i)} {crc32(self.table)}"
 
-# %% ../../nbs/data/03_datasets.ipynb #98b1c532
+# %% ../../nbs/data/03_datasets.ipynb #7f25224b
 class Related(_Wrapped):
     "A dataset labelled in words of its own, with the set-valued map that says what they may be in another space."
     def __init__(self, ds,
@@ -885,7 +896,7 @@ class Joined(_Wrapped):
     def _label(self, i): ds, i = self._part(i); return ds.label(i)
     def _stamp(self, i): ds, i = self._part(i); return ds.stamp(i)
 
-# %% ../../nbs/data/03_datasets.ipynb #7e702034
+# %% ../../nbs/data/03_datasets.ipynb #218e2de5
 class InMemory(_Wrapped):
     "A dataset decoded once: `images` uint8 [N,H,W,3] and, if there are labels, `labels` uint8 [N,H,W]."
     def __init__(self, ds,
@@ -914,13 +925,13 @@ def fit_inside(size,  # (H, W) of an image
 
 class Resized(_Wrapped):
     "A dataset whose images are resized, as they are read, to fit inside a box. Labels keep their own size: scores are taken there."
-    def __init__(self, ds, box):  # box: (H, W)
+    def __init__(self, ds, box):  # box: (H, W); None leaves them as they are
         super().__init__(ds)
         self.box = box
 
     def image(self, i):
         image = self._ds.image(i)
-        return resize(image, fit_inside(image.shape[:2], self.box))
+        return resize(image, self.box and fit_inside(image.shape[:2], self.box))
 
     def _label(self, i): return self._ds.label(i)
 
@@ -944,7 +955,7 @@ def _stack(frames, keys):
         out[i] = frame
     return out
 
-# %% ../../nbs/data/03_datasets.ipynb #0d6c57c0
+# %% ../../nbs/data/03_datasets.ipynb #57640629
 @dataclass
 class Report:
     "What the doctor found in a copy of a dataset."
@@ -995,7 +1006,7 @@ class Report:
         ax.tick_params(axis="x", rotation=90)
         return ax
 
-# %% ../../nbs/data/03_datasets.ipynb #efa0d7c4
+# %% ../../nbs/data/03_datasets.ipynb #50e6bf65
 def check(layout,         # a Layout, or its name
           root,           # the folder of the dataset
           workers=None,   # threads that decode, which lets go of Python's lock; None takes one for each core
@@ -1031,7 +1042,7 @@ def _listed(layout, root, splits):
     if not Path(root).is_dir(): return {next(iter(splits)): listed(next(iter(splits)))}    # say it once
     return {split: listed(split) for split in splits}
 
-# %% ../../nbs/data/03_datasets.ipynb #027de1fa
+# %% ../../nbs/data/03_datasets.ipynb #53423da0
 class _Finding(NamedTuple):
     "What one frame contributes to a report."
     image: str
@@ -1061,7 +1072,7 @@ def count_bytes(label):   # uint8, any shape
     pairs = np.bincount(flat[:flat.size // 2 * 2].view(np.uint16), minlength=65536).reshape(256, 256)
     return pairs.sum(0) + pairs.sum(1) + np.bincount(flat[flat.size // 2 * 2:], minlength=256)
 
-# %% ../../nbs/data/03_datasets.ipynb #37110051
+# %% ../../nbs/data/03_datasets.ipynb #d111c0b0
 def _compare_sizes(report, findings):
     "Images of another size than most are problems, unless the dataset is known for it; that most have another size than the published one is a note."
     sizes = Counter(f.size for f in findings if f.size)

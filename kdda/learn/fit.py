@@ -7,7 +7,7 @@ __all__ = ['fold_seed', 'Optim', 'param_groups', 'Method', 'History', 'to_device
            'mean_over_processes', 'of_all_processes', 'SharedBatchNorm', 'share_batch_norm', 'Busy', 'run_lock', 'fit',
            'Stage', 'fit_stages']
 
-# %% ../../nbs/learn/22_fit.ipynb #048f5426
+# %% ../../nbs/learn/22_fit.ipynb #cfe6cc6e
 import contextlib, csv, datetime, math, os, zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +19,13 @@ from torch import nn
 from ..data.augment import normalize
 from . import checkpoints
 
-# %% ../../nbs/learn/22_fit.ipynb #d836a143
+# %% ../../nbs/learn/22_fit.ipynb #92b2f661
 def fold_seed(seed, *parts):  # run seed; names or numbers that say what the draw is for -> int in [0, 2**63)
     "A seed for one purpose, from the seed of the run."
     text = "/".join(map(str, (seed, *parts))).encode()
     return (zlib.crc32(text) << 31) ^ zlib.crc32(text[::-1])
 
-# %% ../../nbs/learn/22_fit.ipynb #c98fde3e
+# %% ../../nbs/learn/22_fit.ipynb #a87b8b06
 @dataclass(frozen=True)
 class Optim:
     "One optimiser and its learning-rate schedule."
@@ -73,7 +73,7 @@ def param_groups(net,             # a module; the parameters of `net.head` count
         if p.requires_grad: parts[2 if id(p) in head else 1 if id(p) in norm else 0][0].append(p)
     return [{"params": params, **extra} for params, extra in parts if params]
 
-# %% ../../nbs/learn/22_fit.ipynb #868a7cb6
+# %% ../../nbs/learn/22_fit.ipynb #7c1bf1e9
 class Method(nn.Module):
     "What a paper adds. Subclasses fill `nets`, with the scored network under 'student', and write `step`."
     optim = {"main": Optim()}  # default recipe: optimiser name -> Optim
@@ -100,7 +100,7 @@ class Method(nn.Module):
 
     def after_step(self, t): "Called after the optimisers, with the number of the step just finished."
 
-# %% ../../nbs/learn/22_fit.ipynb #4e0937c4
+# %% ../../nbs/learn/22_fit.ipynb #1d0dbdda
 class History(list):
     "Rows (dicts) of a training run; `step` counts finished steps."
     def column(self, name): return [(r["step"], r[name]) for r in self if name in r]
@@ -131,7 +131,7 @@ class History(list):
             if names: ax.legend(fontsize=8)
         return axes
 
-# %% ../../nbs/learn/22_fit.ipynb #65b97af1
+# %% ../../nbs/learn/22_fit.ipynb #7efd378d
 def to_device(raw,            # dict from a stream: image uint8 [B,3,H,W], perhaps label uint8 [B,H,W]; keys
               device, channels_last=True):  # -> namespace with image (float, normalised), label if there is one, keys
     "One stream's batch on `device`, normalised."
@@ -142,7 +142,7 @@ def to_device(raw,            # dict from a stream: image uint8 [B,3,H,W], perha
     if "label" in raw: out.label = raw["label"].to(**move)
     return out
 
-# %% ../../nbs/learn/22_fit.ipynb #1d5199d6
+# %% ../../nbs/learn/22_fit.ipynb #d45ae740
 class NonFinite(RuntimeError):
     "A loss, or a network, that is no longer finite."
 
@@ -168,7 +168,7 @@ class _Step:
         raise NonFinite(f"step {self.t}: {what}. Batch: {ids}. Nothing was saved from this step; the last checkpoint is good. "
                         "Lower the learning rate, clip gradients, or look at these images.")
 
-# %% ../../nbs/learn/22_fit.ipynb #b4226e2b
+# %% ../../nbs/learn/22_fit.ipynb #4c24e6ca
 def init_distributed():  # -> (rank, world size)
     "Join the process group that torchrun describes in the environment; (0, 1) without torchrun."
     if int(os.environ.get("WORLD_SIZE", 1)) == 1: return 0, 1
@@ -246,7 +246,7 @@ def _sync_state(method, average):
             for t in method.state_dict().values():
                 if isinstance(t, torch.Tensor): dist.broadcast(t, 0)
 
-# %% ../../nbs/learn/22_fit.ipynb #30a344d5
+# %% ../../nbs/learn/22_fit.ipynb #925a1079
 class Busy(RuntimeError):
     "Another process is training in this directory."
 
@@ -264,7 +264,7 @@ def run_lock(folder):  # a run directory
             raise Busy(f"{folder}: another process is training here. Wait for it, or choose another directory.") from None
         yield
 
-# %% ../../nbs/learn/22_fit.ipynb #22e86491
+# %% ../../nbs/learn/22_fit.ipynb #af9e78bd
 def _capture(method, optims, streams, step, history, window, identity):
     return {"identity": identity, "step": step, "method": method.state_dict(), "optims": {k: o.state_dict() for k, o in optims.items()},
             "streams": {k: s.state_dict() for k, s in streams.items()}, "history": list(history), "window": list(window)}
@@ -283,7 +283,7 @@ def _restore(tree, method, optims, streams, history, window, identity):
     history[:], window[:] = tree["history"], tree["window"]
     return tree["step"]
 
-# %% ../../nbs/learn/22_fit.ipynb #a2f5e319
+# %% ../../nbs/learn/22_fit.ipynb #d821db41
 class _Progress:
     "fastprogress bar over steps, with the newest values beside it; `plot` redraws the history in a notebook."
     def __init__(self, start, steps, show, plot):
@@ -305,7 +305,7 @@ class _Progress:
         else: self.handle.update(fig)
         plt.close(fig)
 
-# %% ../../nbs/learn/22_fit.ipynb #1bbd6432
+# %% ../../nbs/learn/22_fit.ipynb #aefb7184
 def fit(method,                # what to train
         streams,               # role -> stream, e.g. {"source": Stream(...), "target": Stream(...)}
         steps,                 # number of optimiser steps
@@ -315,6 +315,7 @@ def fit(method,                # what to train
         accumulate=1,          # batches per optimiser step
         clip=None,             # largest norm of the gradient, over each optimiser's parameters
         precision="fp32",      # "fp32" or "bf16" (autocast)
+        compile=False,         # `torch.compile` every network: slow first steps, then fewer and larger kernels
         channels_last=True,    # memory format of images and convolution weights
         device=None,           # default: this process's CUDA device if there is one, else the CPU
         evaluate=None,         # callable(method) -> {"val/miou": ..., ...}
@@ -333,6 +334,7 @@ def fit(method,                # what to train
     if precision not in ("fp32", "bf16"): raise ValueError(f"precision = {precision!r}; choose fp32 or bf16")
     method.to(device)
     if channels_last: method.to(memory_format=torch.channels_last)
+    for net in method.nets.values() if compile else (): net.compile()
     recipe, groups, history, start = {**method.optim, **(optim or {})}, method.groups(), History(), 0
     window, backward = [], _Step(accumulate)
     if missing := set(groups) - set(recipe): raise ValueError(f"no Optim for {sorted(missing)}: pass optim={{name: Optim(...)}}")
@@ -391,7 +393,7 @@ def fit(method,                # what to train
         if world > 1: dist.barrier()   # what rank 0 wrote is there for the others
     return history
 
-# %% ../../nbs/learn/22_fit.ipynb #9eda96fd
+# %% ../../nbs/learn/22_fit.ipynb #98c869eb
 @dataclass
 class Stage:
     "One leg of a training: what, on which streams, how long."
