@@ -8,7 +8,7 @@ __all__ = ['INCONSISTENCIES', 'RECIPES', 'enlarge', 'at_scale', 'View', 'TwoStud
            'show_inconsistency', 'feature_distances', 'pre_adaptation', 'fine_tuning', 'after_stage_1', 'large_network',
            'duda_stage1', 'duda', 'duda_kd', 'duda_two_teachers', 'duda_fixed', 'gain_by_third']
 
-# %% ../../nbs/papers/32_duda.ipynb #65d7228f
+# %% ../../nbs/papers/32_duda.ipynb #3f42eea8
 import contextlib, copy, math
 from typing import NamedTuple
 import torch
@@ -21,7 +21,7 @@ from ..learn.rows import row
 from ..learn.selftrain import Supervised, dacs_mix, ema_update, frozen_statistics, pseudo_label, teacher_mode
 from ..nets.heads import resize
 
-# %% ../../nbs/papers/32_duda.ipynb #3c86aa5f
+# %% ../../nbs/papers/32_duda.ipynb #7afbaa8d
 def enlarge(x, scale):
     return x if scale == 1 else F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
 
@@ -34,7 +34,7 @@ def at_scale(net,      # Segmenter
     out = net(enlarge(x, scale), taps)
     return (resize(out[0], x), out[1]) if taps else resize(out, x)
 
-# %% ../../nbs/papers/32_duda.ipynb #aeb061c4
+# %% ../../nbs/papers/32_duda.ipynb #f02096e0
 class View(NamedTuple):
     "Images with labels, from which both students learn."
     name: str              # "source", "mixed", "masked" or "plain"
@@ -42,7 +42,7 @@ class View(NamedTuple):
     label: torch.Tensor    # uint8 [B,H,W]
     weight: torch.Tensor | None = None  # float [B,H,W]
 
-# %% ../../nbs/papers/32_duda.ipynb #a836d530
+# %% ../../nbs/papers/32_duda.ipynb #92b7e4af
 class TwoStudents(Method):
     "A large and a small student that learn from the same tensors; by itself: cross-entropy on source."
     optim = {"main": Optim(), "large": Optim()}  # of the small and of the large student
@@ -95,7 +95,7 @@ class TwoStudents(Method):
         backward(loss, f"{branch}_{view.name}")
         return loss
 
-# %% ../../nbs/papers/32_duda.ipynb #5a2940b7
+# %% ../../nbs/papers/32_duda.ipynb #fbcb78a6
 class PreAdaptation(TwoStudents):
     "DUDA, stage 1: the large pair trains itself on target images and takes the small student along."
     frozen = ("teacher",)
@@ -142,7 +142,7 @@ class PreAdaptation(TwoStudents):
     def after_step(self, t):
         ema_update(self.nets["teacher"], self.nets["large"], t + 1, self.ema_decay, buffers="copy" if self.teacher_bn == "running" else "keep")
 
-# %% ../../nbs/papers/32_duda.ipynb #7c6b1172
+# %% ../../nbs/papers/32_duda.ipynb #a0bd096c
 class SavedBytes:
     "Within `with`: counts the bytes that autograd keeps for backward passes; `live` now, `peak` at most."
     def __init__(self, module):  # whose parameters and buffers are not counted
@@ -172,7 +172,7 @@ class _Saved:
 
     def __del__(self): self.counter.count(self.tensor.untyped_storage(), -1)
 
-# %% ../../nbs/papers/32_duda.ipynb #7da794de
+# %% ../../nbs/papers/32_duda.ipynb #00e269bf
 def peak_saved_bytes(method,         # a copy of it takes the step
                      step,           # callable(method, backward), e.g. lambda m, backward: m.step(batch, backward)
                      separate=True,  # False: one summed loss, one backward
@@ -186,7 +186,7 @@ def peak_saved_bytes(method,         # a copy of it takes the step
         losses.clear()
     return memory.peak
 
-# %% ../../nbs/papers/32_duda.ipynb #acb47172
+# %% ../../nbs/papers/32_duda.ipynb #19239762
 INCONSISTENCIES = ("iou", "recall", "jsd", "prob")
 
 def js_divergence(p, q):  # probabilities [B,C,H,W] -> bits [B,H,W], in [0, 1]
@@ -228,7 +228,7 @@ class Agreement(nn.Module):
         if self.kind == "iou": return 1 - both / (teacher + student - both)
         return 1 - both / teacher if self.kind == "recall" else self.distance / teacher
 
-# %% ../../nbs/papers/32_duda.ipynb #e94b0d39
+# %% ../../nbs/papers/32_duda.ipynb #889e36ef
 def class_weights(inconsistency,    # [C], NaN where a class is absent
                   tau=0.5,          # temperature: small is sharp, infinity is none
                   clip=(0.3, 3.0),  # before the mean is set to 1
@@ -244,7 +244,7 @@ def class_weights(inconsistency,    # [C], NaN where a class is absent
     weight[present] = some / mean
     return weight
 
-# %% ../../nbs/papers/32_duda.ipynb #2763567d
+# %% ../../nbs/papers/32_duda.ipynb #7e8bbe13
 def fuse(logits,           # list of [B,C,H,W], one for each teacher
          how="mean",       # "mean" or "confidence"
          threshold=0.968,  # "confidence": a pixel is sure from here on
@@ -255,7 +255,7 @@ def fuse(logits,           # list of [B,C,H,W], one for each teacher
     a = [1.0 if how == "mean" else mean_over_processes((x.amax(1) >= threshold).float().mean()) + 1e-6 for x in p]
     return sum(w * x for w, x in zip(a, p)) / sum(a)
 
-# %% ../../nbs/papers/32_duda.ipynb #f46b1aaf
+# %% ../../nbs/papers/32_duda.ipynb #25b71e4c
 @torch.no_grad()
 def glance(net, x):
     "Logits without dropout, by the batch's own statistics; the running ones stay as they are."
@@ -331,7 +331,7 @@ class FineTuning(Method):
         share = self.agreement.confusion.sum(1) if self.balance == "pixel" else None
         return class_weights(self.agreement.inconsistency, self.tau, self.clip, share)
 
-# %% ../../nbs/papers/32_duda.ipynb #beb048a4
+# %% ../../nbs/papers/32_duda.ipynb #6a0b5ced
 def show_inconsistency(space, inconsistency, weight):  # LabelSpace, [C], [C]
     "Bars of I_c, sorted, in class colours, and the weights as dots. An absent class is left out."
     import matplotlib.pyplot as plt
@@ -345,7 +345,7 @@ def show_inconsistency(space, inconsistency, weight):  # LabelSpace, [C], [C]
     right.axhline(1, color="0.7", linewidth=0.8, linestyle=":"); right.set(ylabel="weight $w_c$", ylim=(0, None)); right.legend(fontsize=8)
     return fig
 
-# %% ../../nbs/papers/32_duda.ipynb #6542f5dc
+# %% ../../nbs/papers/32_duda.ipynb #333a8097
 def feature_distances(task):
     "`fd` and its anchors for the branches that start from pre-trained weights: the large one, and the small one if it is a transformer (our choice)."
     anchors = {}
@@ -388,7 +388,7 @@ def large_network(task, of, **changes):
     "The large architecture as row `of` left it: trained if absent, loaded if there."
     return task.finished(of, student=task.teacher_name, weights=task.teacher_weights, **changes)
 
-# %% ../../nbs/papers/32_duda.ipynb #490f77f8
+# %% ../../nbs/papers/32_duda.ipynb #05d5c06e
 @row("duda_stage1", "DUDA's pre-adaptation alone: a small student beside a self-training large one", teacher=True, against="daformer")
 def duda_stage1(task, scale=1, mic=0.0): return pre_adaptation(task, scale, mic)
 
@@ -408,10 +408,10 @@ def duda_two_teachers(task, of="daformer", inconsistency="iou", fusion="mean", s
 def duda_fixed(task, of="daformer", inconsistency="none"):
     return fine_tuning(task, task.steps, lambda: (task.net(), [large_network(task, of)]), inconsistency=inconsistency)
 
-# %% ../../nbs/papers/32_duda.ipynb #64c86722
+# %% ../../nbs/papers/32_duda.ipynb #e8bf057c
 RECIPES = {s: dict(steps=80_000, options=dict(share=0.5)) for s in ("gta2cityscapes", "synthia2cityscapes", "cityscapes2acdc", "cityscapes2darkzurich")}
 
-# %% ../../nbs/papers/32_duda.ipynb #1d9d1f9a
+# %% ../../nbs/papers/32_duda.ipynb #2f470d94
 def gain_by_third(rank, before, after):  # {class: IoU or None}, three times -> gains of the worst, middle and best third, points
     "Mean gain from `before` to `after`, over thirds of the classes as `rank` orders them: a third run, lest the mean regress."
     classes = sorted((c for c in rank if None not in (rank[c], before[c], after[c])), key=rank.get)
