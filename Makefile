@@ -42,7 +42,7 @@ notebooks: setup
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
 
 pytest: setup
-	python -m pytest -m "not slow and not browser"
+	python -m pytest -n 2 --dist worksteal -m "not slow and not browser"
 
 test-slow: setup  ## the tests that take minutes (kill and resume many times, ...)
 	python -m pytest -m slow

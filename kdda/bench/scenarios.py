@@ -9,7 +9,7 @@ __all__ = ['SCALES', 'ROLES', 'SCENARIOS', 'URBAN', 'OFFROAD', 'WORDS', 'Scale',
            'fewshot_camvid', 'fewshot_camvid_dusk', 'fewshot_cityscapes', 'urban_world', 'offroad_world',
            'urban_camvid', 'united']
 
-# %% ../../nbs/bench/40_scenarios.ipynb #563a0cc7
+# %% ../../nbs/bench/40_scenarios.ipynb #0c047609
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..data.catalogue import BDD100K, KITTI
 from ..data.world import World, blend
 from ..learn.fit import Optim
 
-# %% ../../nbs/bench/40_scenarios.ipynb #6df2a2ce
+# %% ../../nbs/bench/40_scenarios.ipynb #8dd75d16
 @dataclass(frozen=True)
 class Scale:
     "How big a run is, and the optimiser recipe that goes with the size."
@@ -63,7 +63,7 @@ SCALES = {s.name: s for s in (
           augment_source=False, bn_source=True, class_mix=dict(batch_classes=True, void=True), eval_batch=1, workers=4),
 )}
 
-# %% ../../nbs/bench/40_scenarios.ipynb #fc14aaef
+# %% ../../nbs/bench/40_scenarios.ipynb #51ee9fb4
 ROLES = ("source", "target", "val", "test")
 
 def _layout_says(name, root=None): return find_layout(name).get(root)
@@ -115,7 +115,7 @@ def data_folder(data_root=None):  # -> path or None
     "Where datasets on disk are: the argument, or the environment variable KDDA_DATA."
     return data_root or os.environ.get("KDDA_DATA") or None
 
-# %% ../../nbs/bench/40_scenarios.ipynb #a8392aa1
+# %% ../../nbs/bench/40_scenarios.ipynb #4c8cc1e0
 def world_data(domain, role, scale, space=None):
     "Frames of the embedded world for one role, rendered once."
     split, n = {"source": ("train", scale.n_train), "target": ("train", scale.n_train), "val": ("val", max(2, scale.n_test // 4)), "test": ("test", scale.n_test)}[role]
@@ -131,7 +131,7 @@ def game2city(role, scale, root):
 @scenario("city2dusk", "embedded world: the city by day -> at dusk", overrides=_WORLD)
 def city2dusk(role, scale, root): return world_data("city" if role == "source" else "dusk", role, scale)
 
-# %% ../../nbs/bench/40_scenarios.ipynb #e25236f1
+# %% ../../nbs/bench/40_scenarios.ipynb #23e85d2c
 _CAMVID = {"smoke": dict(size=(48, 64)), "laptop": dict(size=(96, 128)), "paper": dict(size=(360, 480), crop=(352, 352), source_box=None, target_box=None, steps=10_000, n_train=1000)}
 
 @scenario("camvid_day2dusk", "CamVid: two drives by day -> one at dusk (real frames)", labels.CAMVID_11, needs=("camvid",), overrides=_CAMVID)
@@ -145,7 +145,7 @@ def game2camvid(role, scale, root):
     if role == "source": return Mapped(world_data("game", role, scale), labels.CITYSCAPES_19_TO_CAMVID_11)
     return InMemory(CamVid(Path(root) / "camvid", "train" if role == "target" else "val"), scale.size)
 
-# %% ../../nbs/bench/40_scenarios.ipynb #d076d22b
+# %% ../../nbs/bench/40_scenarios.ipynb #4655b5fb
 _SMALL = {"smoke": dict(source_box=(64, 128), target_box=(64, 128), crop=(48, 48)), "laptop": dict(source_box=(90, 160), target_box=(64, 128), crop=(64, 64))}
 
 def _on_disk(role, scale, source, target):   # source: a function of no argument, target: one of the split
@@ -178,7 +178,7 @@ def cityscapes2acdc(role, scale, root):
 def cityscapes2darkzurich(role, scale, root):
     return _on_disk(role, scale, lambda: Cityscapes(Path(root) / "cityscapes", "train"), lambda split: DarkZurich(Path(root) / "darkzurich", split))
 
-# %% ../../nbs/bench/40_scenarios.ipynb #feaef21a
+# %% ../../nbs/bench/40_scenarios.ipynb #1926f50c
 _PAIR = dict(student="resnet10_narrow+lraspp:64", teacher="resnet10_slim+lraspp:64")
 _FEW = {"smoke": _PAIR, "laptop": dict(_PAIR, steps=1200), "paper": dict(student="resnet50_g8_d8+deeplabv3_light", teacher="resnet50_d8+deeplabv3", batch=8, steps=14_000, photo={}, max_class_share=None,
                                                        optim=Optim("sgd", lr=0.01, weight_decay=5e-4, power=0.9))}
@@ -214,7 +214,7 @@ def fewshot_cityscapes(role, scale, root):
     if role == "proximity": return Folder(KITTI, Path(root) / "kitti", "train")
     return _on_disk(role, scale, None, lambda split: Cityscapes(Path(root) / "cityscapes", split))
 
-# %% ../../nbs/bench/40_scenarios.ipynb #859b215c
+# %% ../../nbs/bench/40_scenarios.ipynb #ac7218ed
 URBAN = labels.LabelMap.groups(labels.CITYSCAPES_19, "urban_16", {
     **{c: (c,) for c in labels.CITYSCAPES_19.classes[:14]}, "large vehicle": ("truck", "bus", "train"), "two-wheeler": ("motorcycle", "bicycle")})
 OFFROAD = labels.LabelMap.groups(labels.CITYSCAPES_19, "offroad_8", {
@@ -265,7 +265,7 @@ def urban_camvid(role, scale, root):
     frames = CamVid(Path(root) / "camvid", "val" if role == "camvid test" else "train")
     return Related(InMemory(frames, (3 * scale.size[1] // 4, scale.size[1])), labels.CITYSCAPES_19_TO_CAMVID_11.inverse().then(URBAN))
 
-# %% ../../nbs/bench/40_scenarios.ipynb #2b391097
+# %% ../../nbs/bench/40_scenarios.ipynb #2fa717de
 _LSU_NAMES = {"goose": "goose2d", "camvid32": "camvid", "bdd100k": "bdd", "mapillary": "mapillary_vistas", "rellis3d": "rellis_3d", "ycor": "yamaha", "wilddash2": "wilddash"}   # what LSU's maps call a layout
 _VAL = {"freiburg_forest": "test"}   # which frames are for scoring, where that is not val
 
