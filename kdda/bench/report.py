@@ -6,13 +6,13 @@
 __all__ = ['LARGE', 'CLAIMS', 'CHOICES', 'Claim', 'differences', 'verdict', 'claims', 'claims_table', 'show_classes', 'show_cost',
            'show_learning', 'regret', 'selection_table']
 
-# %% ../../nbs/bench/44_report.ipynb #a6761a5b
+# %% ../../nbs/bench/44_report.ipynb #30fe3614
 import math
 from dataclasses import dataclass
 import numpy as np
 from .runs import label, load_results, on_unseen, table
 
-# %% ../../nbs/bench/44_report.ipynb #1fbc070e
+# %% ../../nbs/bench/44_report.ipynb #988ec8a6
 @dataclass(frozen=True)
 class Claim:
     "Row `better` beats row `than` by at least `least` points of mIoU."
@@ -27,9 +27,9 @@ class Claim:
 
 LARGE = "resnet10_slim+segformer:96"
 CLAIMS = (
-    Claim("DKD", "a student distilled from an adapted teacher beats one that is adapted alone", "abstract", "dkd_both", "adversarial", ("game2city", "camvid_day2dusk")),
-    Claim("DKD", "going on with target images alone is better than both domains throughout", "summary", "dkd_sequential", "dkd_both", ("game2city", "camvid_day2dusk")),
-    Claim("DKD", "the student reaches its teacher", "summary", "dkd_sequential", f"adversarial ({LARGE})", ("game2city",)),
+    Claim("DKD", "a student distilled from an adapted teacher beats one that is adapted alone", "abstract", "dkd_both (adversarial)", "adversarial", ("game2city", "camvid_day2dusk")),
+    Claim("DKD", "going on with target images alone is better than both domains throughout", "summary", "dkd_sequential (adversarial)", "dkd_both (adversarial)", ("game2city", "camvid_day2dusk")),
+    Claim("DKD", "the student reaches its teacher", "summary", "dkd_sequential (adversarial)", f"adversarial ({LARGE})", ("game2city",)),
     Claim("DiGA", "symmetric distillation on source alone makes the network general", "abstract", "diga_skd", "diga_photo_ce", unseen=True),
     Claim("DiGA", "both directions are better than one", "code", "diga_skd", "diga_one_way"),
     Claim("DiGA", "the cross-domain mixture adds to it", "abstract", "diga_skd_crdomix", "diga_skd", ("game2city", "camvid_day2dusk")),
@@ -49,7 +49,7 @@ CLAIMS = (
     Claim("Spirit", "images of a proximity domain add to it", "abstract", "esd", "sd", ("fewshot_city", "fewshot_camvid")),
     Claim("Spirit", "images of an unrelated domain add less", "inferred", "esd", "esd_unrelated", ("fewshot_city", "fewshot_camvid")))
 
-# %% ../../nbs/bench/44_report.ipynb #a41378d1
+# %% ../../nbs/bench/44_report.ipynb #2a765edc
 def differences(claim, metrics):  # list of metrics of one scenario -> [points of mIoU], by seed
     "`better` minus `than`, for every seed that both rows have."
     score = lambda m: 100 * (on_unseen(m) if claim.unseen else m)["scores"]["miou"]
@@ -81,7 +81,7 @@ def claims_table(results="results", scale="laptop", every=True):  # every: those
         lines.append(f"| {c.paper} | {c.words}{least}{', on domains never seen' if c.unseen else ''} | {c.source} | {c.better} − {c.than} | {r['scenario']} | {number} | {r['verdict']} |")
     return "\n".join(lines)
 
-# %% ../../nbs/bench/44_report.ipynb #3bbefd1f
+# %% ../../nbs/bench/44_report.ipynb #b125b745
 def show_classes(metrics):  # list of metrics of one scenario -> figure
     "Mean IoU of every class in every row, the best rows first."
     import matplotlib.pyplot as plt
@@ -110,7 +110,7 @@ def show_cost(metrics, names=("source_only", "oracle")):  # list of metrics of o
     ax.set(xlabel="multiply-adds of a frame (millions)", ylabel="mIoU (%)", xlim=(0, 1.1 * max(best)))
     return fig
 
-# %% ../../nbs/bench/44_report.ipynb #bd500b2f
+# %% ../../nbs/bench/44_report.ipynb #d1b5daeb
 def show_learning(metrics, rows=None, most=8):  # list of metrics of one scenario; labels of rows, or the best of them -> figure
     "Validation mIoU over the steps, mean over seeds, with the range of the seeds."
     import matplotlib.pyplot as plt
@@ -128,7 +128,7 @@ def show_learning(metrics, rows=None, most=8):  # list of metrics of one scenari
     if rows: ax.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, .5))
     return fig
 
-# %% ../../nbs/bench/44_report.ipynb #05c8f218
+# %% ../../nbs/bench/44_report.ipynb #b7fe7def
 CHOICES = {"last": lambda c: len(c["miou"]) - 1, "entropy": lambda c: int(np.argmin(c["entropy"])), "mutual_information": lambda c: int(np.argmax(c["mutual_information"])), "agreement": lambda c: int(np.argmax(c["agreement"]))}
 
 def regret(curve, choice):  # -> points of validation mIoU below the run's best checkpoint; nan where the run has no such score

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['skd_duda_stage1', 'skd_duda', 'duda_dkd']
 
-# %% ../../nbs/papers/35_combinations.ipynb #6affb0a8
+# %% ../../nbs/papers/35_combinations.ipynb #7e3cc01b
 from functools import partial
 from types import SimpleNamespace
 from ..learn.rows import align, row
 from .dkd import DKD
 from .duda import after_stage_1, pre_adaptation
 
-# %% ../../nbs/papers/35_combinations.ipynb #62d5f00b
+# %% ../../nbs/papers/35_combinations.ipynb #63860d0a
 @row("skd_duda_stage1", "DUDA's pre-adaptation, its small student warmed up by DiGA's symmetric distillation", teacher=True, against="duda_stage1")
 def skd_duda_stage1(task, scale=1, mic=0.0):
     return pre_adaptation(task, scale, mic, start=lambda steps: task.finished("diga_skd", steps=steps))
@@ -21,7 +21,7 @@ def skd_duda_stage1(task, scale=1, mic=0.0):
 def skd_duda(task, inconsistency="iou", share=0.5):
     return after_stage_1(task, share, stage_1="skd_duda_stage1", inconsistency=inconsistency)
 
-# %% ../../nbs/papers/35_combinations.ipynb #e4c9b7bc
+# %% ../../nbs/papers/35_combinations.ipynb #9d58def2
 @row("duda_dkd", "DUDA for two thirds of the budget, then DKD's last phase: its large teacher distilled on target images alone", teacher=True, against="duda")
 def duda_dkd(task, share=1/3, kl=0.1, pseudo=1.0, threshold=0.0):
     last = max(1, round(share * task.steps))

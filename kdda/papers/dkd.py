@@ -7,7 +7,7 @@ __all__ = ['KL_FORMS', 'RELEASED', 'PARADIGMS', 'log_rows', 'teacher_kl', 'log_p
            'released_kl', 'DKD', 'loaded', 'adapted_teacher', 'distillation', 'dkd_source', 'dkd_target', 'dkd_both',
            'dkd_sequential', 'carried_on', 'judge_like']
 
-# %% ../../nbs/papers/30_dkd.ipynb #3f987ddd
+# %% ../../nbs/papers/30_dkd.ipynb #b7dfc38e
 import math
 from functools import partial
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from ..learn.rows import align, row
 from ..learn.selftrain import frozen_statistics, teacher_mode
 from ..nets.heads import AuxHead, resize
 
-# %% ../../nbs/papers/30_dkd.ipynb #22740cd8
+# %% ../../nbs/papers/30_dkd.ipynb #b76ba4dc
 def log_rows(logits):  # [B,C,H,W] -> [B*H*W,C]
     "Log-probabilities, a pixel a row; for a channels_last map no number is moved."
     return F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)).permute(0, 2, 3, 1).flatten(0, 2), -1)
@@ -50,22 +50,22 @@ def label_loss(student,  # log-probabilities [N,C]
     "Cross-entropy from log-probabilities."
     return F.nll_loss(student, label, ignore_index=IGNORE, reduction="sum") / (label != IGNORE).sum().clamp(min=1)
 
-# %% ../../nbs/papers/30_dkd.ipynb #8e5ea6ef
+# %% ../../nbs/papers/30_dkd.ipynb #563bebaf
 def unit_mse(student, teacher):  # features [B,C,h,w] each; the teacher's is a constant -> scalar
     "Squared difference of features scaled to length 1 at each position, mean over channels and positions (our choice)."
     return feature_mse(F.normalize(student, dim=1), F.normalize(teacher, dim=1))
 
-# %% ../../nbs/papers/30_dkd.ipynb #7b9a64a7
+# %% ../../nbs/papers/30_dkd.ipynb #30284c8d
 def released_kl(student, teacher):  # log-probabilities [N,C] each -> scalar
     "What the released code computed: log-probabilities where probabilities belong, terms of targets <= 0 left out. Always 0, and so is its gradient."
     positive = teacher > 0
     return torch.where(positive, teacher * (torch.where(positive, teacher, 1.0).log() - student), 0.0).mean()
 
-# %% ../../nbs/papers/30_dkd.ipynb #686bbc31
+# %% ../../nbs/papers/30_dkd.ipynb #52a0fe1f
 KL_FORMS = {"pixel": teacher_kl, "element": lambda s, t, T: teacher_kl(s, t, T) / s.shape[-1], "released": lambda s, t, T: released_kl(s, t)}
 RELEASED = dict(kl_form="released", mse_on="aux", threshold=0.0, pseudo_on_source=True, temperature=1.0, teacher_bn="batch", order="bgr")
 
-# %% ../../nbs/papers/30_dkd.ipynb #b8aa8832
+# %% ../../nbs/papers/30_dkd.ipynb #dac268ea
 PARADIGMS = {"source": ("source",), "target": ("target",), "both": ("source", "target"), "none": ()}
 
 class DKD(Adversarial):
@@ -135,7 +135,7 @@ class DKD(Adversarial):
     def source_terms(self, batch, seen): return super().source_terms(batch, seen) | self.distil("source", batch.source.image, seen)
     def target_terms(self, batch, seen, maps): return super().target_terms(batch, seen, maps) | (self.distil("target", batch.target.image, seen) if self.target else {})
 
-# %% ../../nbs/papers/30_dkd.ipynb #89c89e31
+# %% ../../nbs/papers/30_dkd.ipynb #51f68c30
 def loaded(net, state):  # -> net
     net.load_state_dict(state)
     return net
@@ -168,8 +168,8 @@ def dkd_both(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1
     return [distillation(task, "both", of, teacher_steps, mse_on, compat, kl=kl, mse=mse, pseudo=pseudo, threshold=threshold, kl_form=kl_form, temperature=temperature,
                          pseudo_on_source=pseudo_on_source)]
 
-# %% ../../nbs/papers/30_dkd.ipynb #e4100f13
-@row("dkd_sequential", "DKD (d): dkd_both for two thirds of the budget, then distilled on target images alone", teacher=True, against="dkd_both")
+# %% ../../nbs/papers/30_dkd.ipynb #6d71c724
+@row("dkd_sequential", "DKD (d): dkd_both for two thirds of the budget, then distilled on target images alone", teacher=True, against="dkd_both (adversarial)")
 def dkd_sequential(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold=0.0, compat="", share=1/3, extra=False):
     both = dict(of=of, teacher_steps=teacher_steps, compat=compat, kl=kl, mse=mse, pseudo=pseudo, threshold=threshold)
     if extra: return [distillation(task, "target", name="target", steps=max(1, task.steps // 2), start=lambda: carried_on(task.finished_run("dkd_both", options=both)), **both)]

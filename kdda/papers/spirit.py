@@ -10,7 +10,7 @@ __all__ = ['MIXES', 'ZOOM', 'conv3x3', 'PooledNorm', 'DeepLabV3Head', 'grouped',
            'image_party', 'image_scores', 'hp_accuracy', 'hp_threshold', 'segmentation_variance', 'precision_table',
            'print_precision', 'show_precision']
 
-# %% ../../nbs/papers/34_spirit.ipynb #2636a760
+# %% ../../nbs/papers/34_spirit.ipynb #9aa687a3
 import math, re
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -30,7 +30,7 @@ from ..nets.backbones import BACKBONES, Backbone, BasicBlock, Bottleneck, resnet
 from ..nets.heads import HEADS, Head
 from ..nets.segmenter import convert_weights, load_weights, read_weights, segmenter
 
-# %% ../../nbs/papers/34_spirit.ipynb #f2c3508d
+# %% ../../nbs/papers/34_spirit.ipynb #71c91261
 def conv3x3(i, o, dilation=1, light=False):
     conv = partial(nn.Conv2d, kernel_size=3, padding=dilation, dilation=dilation, bias=False)
     return nn.Sequential(conv(i, i, groups=i), nn.Conv2d(i, o, 1, bias=False)) if light else conv(i, o)
@@ -57,7 +57,7 @@ class DeepLabV3Head(Head):
 
 HEADS.update(deeplabv3=DeepLabV3Head, deeplabv3_light=partial(DeepLabV3Head, light=True))
 
-# %% ../../nbs/papers/34_spirit.ipynb #ca4ecbd8
+# %% ../../nbs/papers/34_spirit.ipynb #35856635
 def grouped(name, base,  # a ResNet of bottlenecks, out of BACKBONES
             groups=8,    # of every 3x3 convolution
             **options):  # of the base -> Backbone
@@ -81,7 +81,7 @@ class NarrowBlock(BasicBlock):
 for base in ("resnet50", "resnet101"): BACKBONES[f"{base}_g8"] = partial(grouped, base=base)
 BACKBONES["resnet10_narrow"] = partial(resnet, block=NarrowBlock, depths=(1, 1, 1, 1), widths=(32, 80, 160, 320), small_input=True)
 
-# %% ../../nbs/papers/34_spirit.ipynb #fc82a705
+# %% ../../nbs/papers/34_spirit.ipynb #60504b10
 _head_names = ((r"0\.convs\.4\.", "pool."), (r"0\.convs\.", "branches."), (r"0\.project\.", "project."), (r"1\.", "last.0."), (r"2\.", "last.1."), (r"4\.", "classifier."))
 
 def from_torchvision(state,     # {key: tensor} of torchvision's DeepLabV3
@@ -107,7 +107,7 @@ def load_pretrained(name,       # of the network, backbone+head
     else: load_weights(net.backbone, path)
     return net
 
-# %% ../../nbs/papers/34_spirit.ipynb #4170e1d2
+# %% ../../nbs/papers/34_spirit.ipynb #bfe26a3a
 def spliced(name, front, rest,  # out of BACKBONES
             at,                 # last stage of the front, 1 ... 4
             **options):         # of both -> Backbone
@@ -122,7 +122,7 @@ def spliced(name, front, rest,  # out of BACKBONES
 for front, rest in (("resnet50_g8", "resnet50"), ("resnet10_narrow", "resnet10_slim"), ("resnet10_nano", "resnet10_slim")):
     for at in (1, 2, 3, 4): BACKBONES[f"{front}_to{at}_{rest}"] = partial(spliced, front=front, rest=rest, at=at)
 
-# %% ../../nbs/papers/34_spirit.ipynb #e5ce78a5
+# %% ../../nbs/papers/34_spirit.ipynb #d490fc78
 def renewed(net,     # trained Segmenter
             fresh,   # new Segmenter of the same make from stage `first` on
             first=0, # first stage that is taken over
@@ -136,7 +136,7 @@ def renewed(net,     # trained Segmenter
     fresh.load_state_dict({k: given[k] for k in mine if part(k)}, strict=False)
     return fresh
 
-# %% ../../nbs/papers/34_spirit.ipynb #1a008c50
+# %% ../../nbs/papers/34_spirit.ipynb #e2463304
 def imitation(student, teacher,  # maps [B,C,h,w] of one shape; the teacher's is a constant
               kind="mse",        # or "l2_channel": both normalised over channels at each place
              ):                  # -> scalar: mean over images, channels and places
@@ -145,7 +145,7 @@ def imitation(student, teacher,  # maps [B,C,h,w] of one shape; the teacher's is
     if kind == "l2_channel": student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
     return feature_mse(student, teacher)
 
-# %% ../../nbs/papers/34_spirit.ipynb #65392aa3
+# %% ../../nbs/papers/34_spirit.ipynb #43347ea0
 class ExplainedShare(Tally):
     "Share of the variance of the teacher's features that the student reproduces; adds up over batches."
     def __init__(self, channels):
@@ -165,10 +165,10 @@ class ExplainedShare(Tally):
         variance = (s["squares"] - s["sum"] ** 2 / s["count"]).sum()
         return (1 - s["error"] / variance).item() if variance > 0 else math.nan
 
-# %% ../../nbs/papers/34_spirit.ipynb #1a3b6303
+# %% ../../nbs/papers/34_spirit.ipynb #15601674
 def width_at(net, at): return net.backbone.channels[int(at[5:]) - 1]  # Segmenter, "stage3" -> channels
 
-# %% ../../nbs/papers/34_spirit.ipynb #b10e97f4
+# %% ../../nbs/papers/34_spirit.ipynb #d2f86854
 class Imitation(Method):
     "SD, step 1: the front of the student imitates the front of the teacher on unlabelled images."
     frozen = ("teacher",)
@@ -207,7 +207,7 @@ class Imitation(Method):
             tally = (tally if tally.settings["channels"] else ExplainedShare(wanted.shape[1])).update(self.nets["adapter"](self.parts[0](x).map, wanted), wanted)
         return tally.share
 
-# %% ../../nbs/papers/34_spirit.ipynb #7d5b24e9
+# %% ../../nbs/papers/34_spirit.ipynb #97b9a432
 class Pool:
     "Frames of several datasets as one dataset, without labels."
     def __init__(self, *parts):  # datasets
@@ -228,7 +228,7 @@ class Pool:
         k, j = self._find(i)
         return self.parts[k].image(j)
 
-# %% ../../nbs/papers/34_spirit.ipynb #991b9d5c
+# %% ../../nbs/papers/34_spirit.ipynb #cea58aaa
 @dataclass(frozen=True)
 class Balanced:
     "Every second image from the first part of a pool, the others from the rest."
@@ -252,7 +252,7 @@ class Party:
 
 MIXES = {"union": lambda first: Uniform(), "balanced": Balanced, "party": lambda first: Party()}
 
-# %% ../../nbs/papers/34_spirit.ipynb #9a197725
+# %% ../../nbs/papers/34_spirit.ipynb #3b25da9e
 class Transfer(Method):
     "Cross-entropy on the few labelled images; the front frozen or free, with or without further imitation."
     optim = {"main": Optim(), "front": Optim()}  # of the rest and of the front
@@ -293,7 +293,7 @@ class Transfer(Method):
         backward(ce + self.mimic * mimic, "ce + mimic")
         return {"ce": ce, "mimic": mimic}
 
-# %% ../../nbs/papers/34_spirit.ipynb #3b6b9bda
+# %% ../../nbs/papers/34_spirit.ipynb #e19fa1cd
 ZOOM = (0.75, 2.0)  # of labelled images, for every row alike
 
 def drawn(n,       # frames there are
@@ -323,7 +323,7 @@ def extra_images(task, few,   # the labelled frames
     pick = lambda indices: Subset(data, indices) if indices else None
     return pick(sorted(taken)), pick([i for i in other if i not in taken])
 
-# %% ../../nbs/papers/34_spirit.ipynb #dd6ab8c4
+# %% ../../nbs/papers/34_spirit.ipynb #80514f3c
 def pretrained(task, name, weights=None):  # task, network, file -> Segmenter
     "The network as it comes from the source domain: from a file, or a run of its own, the same for every seed."
     if weights == "torchvision": return segmenter(name, len(task.space), weights=weights)
@@ -344,7 +344,7 @@ def imitation_optim(task):
     "The scale's AdamW; where the scale has none, AdamW at 1e-3 (our choice)."
     return task.scale.optim if task.scale.optim.algorithm == "adamw" else Optim(lr=1e-3, weight_decay=1e-4, warmup=500)
 
-# %% ../../nbs/papers/34_spirit.ipynb #f3cd9227
+# %% ../../nbs/papers/34_spirit.ipynb #8cf2c48f
 def transfer(task, few,       # the labelled frames
              start,           # callable(method before) -> Segmenter
              at="stage3",
@@ -363,7 +363,7 @@ def transfer(task, few,       # the labelled frames
     slow = {"optim": {"main": s.optim, "front": replace(s.optim, lr=front_lr * s.optim.lr)}}
     return ([Stage("rest", rest, labelled("few, rest"), first)] if first else []) + ([Stage("all", everything, labelled("few, all"), steps - first, slow)] if steps > first else [])
 
-# %% ../../nbs/papers/34_spirit.ipynb #04e9f16b
+# %% ../../nbs/papers/34_spirit.ipynb #40b35c6d
 @row("fewshot", "from scratch on the few labelled images of the target", against="fewshot")
 def fewshot(task, budget=64, draw=-1): return transfer(task, few_labels(task, budget, draw), lambda _: task.net(), hold=0, front_lr=1.0)
 
@@ -378,7 +378,7 @@ def fewshot_kd(task, budget=64, draw=-1, of="ftt", temperature=4.0, weight=1.0):
     distil = lambda _: DenseKD(task.net(), teacher(), "kl", weight, photo=task.scale.photo, zoom=ZOOM, denominator="valid", temperature=temperature)
     return [Stage("distil", distil, {"target": stream(task, few_labels(task, budget, draw), "few, all", labelled=True)}, task.steps)]
 
-# %% ../../nbs/papers/34_spirit.ipynb #678dcf2c
+# %% ../../nbs/papers/34_spirit.ipynb #0e86529f
 @row("esd", "Enhanced Spirit Distillation: imitation on target and proximity images, then transfer", teacher=True, against="sd")
 def esd(task, budget=64, draw=-1, r=4, proximity="proximity", mix="union", split="stage3", share=0.25, hold=0.1, front_lr=0.5, kind="mse", disturb=True, keep_mimic=0.0, joint=0.0, back="own"):
     for name, value, known in (("mix", mix, MIXES), ("back", back, ("own", "teacher"))):
@@ -412,7 +412,7 @@ def esd_unrelated(task, budget=64, draw=-1, r=4): return esd(task, budget, draw,
 @row("image_party", "esd on one heap of all target and proximity images, each batch drawn afresh", teacher=True, against="esd")
 def image_party(task, budget=64, draw=-1): return esd(task, budget, draw, -1, mix="party")
 
-# %% ../../nbs/papers/34_spirit.ipynb #df8d3bd7
+# %% ../../nbs/papers/34_spirit.ipynb #6ad923ce
 def image_scores(predictions,  # list of ids [H,W], such as `evaluate(..., predictions=)` collects
                  dataset,      # labelled; its first frames are those predicted
                 ):             # -> m [N], a [N], float64; nan for an image without a labelled pixel
@@ -431,7 +431,7 @@ def hp_threshold(baseline, share=0.25):  # [N] -> tau that this share of the bas
 
 def segmentation_variance(scores): return float(np.nanvar(scores))
 
-# %% ../../nbs/papers/34_spirit.ipynb #cd529e57
+# %% ../../nbs/papers/34_spirit.ipynb #3149f5d5
 def precision_table(scores,    # {row: {seed: m [N]}}
                     baseline,  # row that tau and ratios are taken from
                    ):          # -> list of dicts: row, seeds, mean, hp, hp_gain, variance, ratio (mean over seeds; ratio paired by seed)
