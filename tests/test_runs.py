@@ -130,6 +130,13 @@ def test_unseen_domains_are_scored_and_no_stream_sees_them(tmp_path):
     assert set(run._data) == {"source", "val", "test"}
     assert on_unseen(m)["scores"]["miou"] == pytest.approx(np.mean(list(m["unseen"].values())))
 
+def test_the_curve_has_scores_that_need_no_labels(tmp_path):
+    c = execute(Run("dacs", out=tmp_path, **SMALL), progress=False)["curve"]
+    assert set(c) == {"step", "miou", "pixel_accuracy", "entropy", "mutual_information", "agreement"} and len({len(v) for v in c.values()}) == 1
+    assert all(0 <= v <= 1 for k, column in c.items() if k != "step" for v in column if v is not None)
+    assert None in c["agreement"] and c["agreement"][-1] is not None   # while it warms up it has no teacher
+    assert "agreement" not in execute(Run("source_only", out=tmp_path, **SMALL), progress=False)["curve"]
+
 def test_committed_results_are_sound():
     files = list((ROOT / "results").glob("*/*/*/seed*.json"))
     for f in files:

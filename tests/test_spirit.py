@@ -356,7 +356,7 @@ class Killed(Exception): pass
 
 @pytest.mark.parametrize("phase", ["imitate", "rest", "all", "joint"])
 def test_resume_is_bitwise_over_phases(phase, tmp_path):
-    options = {"budget": 4, "r": 1, "share": .4, "joint": 1.0} if phase == "joint" else {"budget": 4, "r": 1, "share": .4, "keep_mimic": .5}
+    options = {"budget": 4, "r": 1, "share": .4, "joint": 1.0} if phase == "joint" else {"budget": 4, "r": 1, "share": .4, "hold": .3, "keep_mimic": .5}
     large = net(LARGE, 1)
     def stages(kill=False):
         t = task(options=options, steps=12, student=NANO, teacher=LARGE)
@@ -414,7 +414,7 @@ def test_other_students_through_adapters(name, out): assert go("esd", out, stude
 def test_the_teachers_back(out):
     name = "resnet10_narrow_to3_resnet10_slim+lraspp:64"
     run, m = go("sd", out, student=name, options={"budget": 4, "back": "teacher", "hold": 0.0, "share": 1.0})     # imitation alone: the back is still the teacher's
-    teacher = run.finished("source_only", student="resnet10_slim+lraspp:64", seed=0, steps=run.scale.steps)
+    teacher = run.finished("source_only", student="resnet10_slim+lraspp:64", seed=0, steps=2 * run.scale.steps)
     mine, given = run.load_student().state_dict(), teacher.state_dict()
     for k in mine:
         if not in_front(k, "stage3") and not k.startswith("head.classifier"): assert torch.equal(mine[k], given[k]), k

@@ -234,7 +234,7 @@ def evaluate(net,             # Segmenter
             ):                # -> scores, fractions
     "Score a network on a dataset, at the labels' own size."
     device, n = next(net.parameters()).device, len(dataset.space)
-    confusion, certainty, agree, more = Confusion(n), Certainty(net.n_classes), [], {"boundary_f1": BoundaryF1(n), "calibration_error": Calibration(), "image_miou": ImageIoU(n)} if full else {}
+    confusion, certainty, agree, more = Confusion(n), None, [], {"boundary_f1": BoundaryF1(n), "calibration_error": Calibration(), "image_miou": ImageIoU(n)} if full else {}
     net.eval()
     for lo in range(0, len(dataset), batch_size):
         ids = range(lo, min(lo + batch_size, len(dataset)))
@@ -242,7 +242,7 @@ def evaluate(net,             # Segmenter
         label = torch.from_numpy(np.stack([dataset.label(i) for i in ids])).to(device)
         x = normalize(image).contiguous(memory_format=torch.channels_last)
         logits = net(x).float()
-        certainty.update(logits)
+        certainty = (certainty or Certainty(logits.shape[1])).update(logits)
         if teacher: agree += (teacher(x).argmax(1) == logits.argmax(1)).float().mean((1, 2)).tolist()
         if logits.shape[-2:] != label.shape[-2:]: logits = resize(logits, label)
         pred = logits.argmax(1).to(torch.uint8)
@@ -253,7 +253,7 @@ def evaluate(net,             # Segmenter
         if predictions is not None: predictions.extend(pred.cpu().numpy())
     finite = lambda v: None if math.isnan(v) else float(v)
     scores = confusion.scores(dataset.space) | {k: finite(m.ece if k == "calibration_error" else m.mean) for k, m in more.items()}
-    scores |= {"entropy": finite(certainty.entropy), "mutual_information": finite(certainty.mutual_information)} | ({"agreement": float(np.mean(agree))} if agree else {})
+    scores |= {k: finite(getattr(certainty, k, math.nan)) for k in ("entropy", "mutual_information")} | ({"agreement": float(np.mean(agree))} if agree else {})
     return scores | ({"majority_guess": majority_guess(confusion, dataset.space)} if full else {})
 
 def generalisation(run, net):  # Run, Segmenter -> {domain: mIoU}
