@@ -1,5 +1,5 @@
 "DUDA. Oracles in NumPy, promises to the bit, memory, resuming, every row."
-import copy, math
+import copy, dataclasses, math
 import numpy as np
 import pytest
 import torch
@@ -403,3 +403,13 @@ def test_on_shapes_each_part_gives_what_it_promises():
     worst = {k: 100 * np.mean([min(s["iou"].values()) for s in v]) for k, v in scores.items()}
     assert miou["source"] + 5 < miou["stage 1"] < miou["teacher"] and miou["self"] + 5 < min(miou["none"], miou["iou"]), miou
     assert worst["none"] + 3 < worst["iou"], worst
+
+def test_a_warm_up_from_another_row_has_its_steps_where_the_scale_has_no_warm_up(tmp_path):
+    run = Run("skd_duda_stage1", scale="smoke", out=tmp_path)
+    run.scale = dataclasses.replace(run.scale, warm_share=0.0)   # as at paper scale
+    stage, = run.row.stages(run, **run.options)
+    method = stage.method(None)
+    assert stage.steps == run.steps - run.steps // 3
+    assert [(n["method"], n["steps"]) for n in run.used] == [("diga_skd", run.steps // 3)]   # and the large network starts as it is
+    warmed = run.finished("diga_skd", steps=run.steps // 3).state_dict()
+    assert all(torch.equal(v, warmed[k]) for k, v in method.student.state_dict().items())

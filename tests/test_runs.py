@@ -137,6 +137,13 @@ def test_the_curve_has_scores_that_need_no_labels(tmp_path):
     assert None in c["agreement"] and c["agreement"][-1] is not None   # while it warms up it has no teacher
     assert "agreement" not in execute(Run("source_only", out=tmp_path, **SMALL), progress=False)["curve"]
 
+def test_a_scenario_may_need_a_folder_that_kdda_does_not_describe(tmp_path, monkeypatch):
+    from kdda.bench import scenarios
+    monkeypatch.setattr(scenarios, "SCENARIOS", dict(scenarios.SCENARIOS))
+    scenarios.scenario("elsewhere", "mine", needs=("my_frames",))(lambda role, scale, root: None)
+    with pytest.raises(ValueError, match="my_frames: no such folder; scenario elsewhere needs it; .*for you to put there"): scenarios.SCENARIOS["elsewhere"].check(tmp_path)
+    with pytest.raises(ValueError, match="there is a scenario 'game2city' already"): scenarios.scenario("game2city", "mine")(lambda role, scale, root: None)
+
 def test_committed_results_are_sound():
     files = list((ROOT / "results").glob("*/*/*/seed*.json"))
     for f in files:

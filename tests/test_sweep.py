@@ -232,3 +232,9 @@ add(Layout("mine", Tree("images/{split}/{stem}.png", {"masks/{split}/{stem}.png"
     assert len(list((tmp_path / "runs/smoke/city2fog/my_row").glob("seed0-*/metrics.json"))) == 1
     looked = call("check", "mine", tmp_path / "nowhere", KDDA_IMPORT="mine")
     assert "it comes from our camera" in looked.stdout + looked.stderr and "data_scripts" not in looked.stdout
+
+def test_a_sweep_passes_precision_and_compile_on(tmp_path):
+    job, = s.read_sweep(write(tmp_path, [{"scenario": "game2city", "method": "dacs", "precision": "bf16", "compile": True}]))
+    assert job.run.scale.precision == "bf16" and job.run.compile is True
+    for block, text in (({"compile": 1}, "compile: 1 is int, not bool"), ({"seed": True}, "seed: True is bool, not int"), ({"precision": "fp16"}, "no precision called 'fp16'")):
+        with pytest.raises(ValueError, match=text): s.read_sweep(write(tmp_path, [{"scenario": "game2city", "method": "dacs", **block}]))

@@ -111,12 +111,12 @@ def show_cost(metrics, names=("source_only", "oracle")):  # list of metrics of o
     return fig
 
 # %% ../../nbs/bench/44_report.ipynb #d1b5daeb
-def show_learning(metrics, rows=None, most=8):  # list of metrics of one scenario; labels of rows, or the best of them -> figure
+def show_learning(metrics, rows=None):  # list of metrics of one scenario; labels of rows, or the eight best -> figure
     "Validation mIoU over the steps, mean over seeds, with the range of the seeds."
     import matplotlib.pyplot as plt
     has = [m for m in metrics if len(m.get("curve", {}).get("step", [])) > 1]
     ranked = [r["method"] for r in sorted(table(has), key=lambda r: -r["miou"])] if has else []
-    rows = [r for r in rows or ranked[:most] if r in ranked]
+    rows = [r for r in rows or ranked[:8] if r in ranked]
     fig, ax = plt.subplots(figsize=(7, 3), dpi=72, layout="constrained")
     for name in rows:
         of = [m for m in has if label(m) == name]

@@ -38,8 +38,8 @@ def _choice(what, value, names):
 def all_rows():  # -> {name: Row}
     "The register of rows, the papers' included, and yours (see `import_yours`)."
     import kdda.papers
-    import_yours()
     for m in pkgutil.iter_modules(kdda.papers.__path__): importlib.import_module(f"kdda.papers.{m.name}")
+    import_yours()
     return ROWS
 
 # %% ../../nbs/bench/41_runs.ipynb #429ba568

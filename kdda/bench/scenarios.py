@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Callable
 import numpy as np
 from ..data import labels
-from ..data.datasets import ACDC, CAMVID_DAY, CAMVID_DUSK, GTA5, SYNTHIA, CamVid, Cityscapes, DarkZurich, DataError, Folder, InMemory, find_layout, Mapped, Related, Resized, Subset
+from ..data.datasets import ACDC, CAMVID_DAY, CAMVID_DUSK, GTA5, SYNTHIA, CamVid, Cityscapes, DarkZurich, DataError, Folder, InMemory, Mapped, Related, Resized, Subset, layouts
 from ..data.catalogue import BDD100K, KITTI
 from ..data.world import World, blend
 from ..learn.fit import Optim
@@ -66,7 +66,7 @@ SCALES = {s.name: s for s in (
 # %% ../../nbs/bench/40_scenarios.ipynb #51ee9fb4
 ROLES = ("source", "target", "val", "test")
 
-def _layout_says(name, root=None): return find_layout(name).get(root)
+def _how_to_get(name, root=None): return layouts()[name].get(root) if name in layouts() else "kdda has no description of it: it is for you to put there"
 
 @dataclass(frozen=True)
 class Scenario:
@@ -92,8 +92,8 @@ class Scenario:
     def check(self, data_root):  # -> None, or DataError with the command that gets what is missing
         "Is everything on disk that this scenario needs?"
         for name in self.needs:
-            if data_root is None: raise DataError(f"scenario {self.name}", f"needs the dataset {name} on disk", f"pass data_root (or set KDDA_DATA) to the folder that holds {name}/; {_layout_says(name)}", "missing root")
-            if not (Path(data_root) / name).is_dir(): raise DataError(Path(data_root) / name, f"no such folder; scenario {self.name} needs it", _layout_says(name, Path(data_root) / name), "missing root")
+            if data_root is None: raise DataError(f"scenario {self.name}", f"needs the dataset {name} on disk", f"pass data_root (or set KDDA_DATA) to the folder that holds {name}/; {_how_to_get(name)}", "missing root")
+            if not (Path(data_root) / name).is_dir(): raise DataError(Path(data_root) / name, f"no such folder; scenario {self.name} needs it", _how_to_get(name, Path(data_root) / name), "missing root")
 
     def data(self, role, scale, data_root=None):
         "The dataset that plays `role`."

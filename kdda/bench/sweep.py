@@ -28,7 +28,7 @@ class _Once(yaml.SafeLoader):
             seen.append(key.value)
         return super().construct_mapping(node, deep)
 
-KEYS = {"scenario": str, "method": str, "seed": int, "scale": str, "steps": int, "student": str, "teacher": str, "weights": str, "teacher_weights": str, "options": dict, "data_root": str, "out": str, "nproc": int}
+KEYS = {"scenario": str, "method": str, "seed": int, "scale": str, "steps": int, "student": str, "teacher": str, "weights": str, "teacher_weights": str, "options": dict, "data_root": str, "out": str, "nproc": int, "precision": str, "compile": bool}
 GRID = ("scenario", "method", "seed")   # these may be lists
 
 def _wrong(block):  # dict -> list of what is wrong with its keys and types
@@ -41,7 +41,7 @@ def _wrong(block):  # dict -> list of what is wrong with its keys and types
         kind, values = KEYS[key], value if key in GRID and isinstance(value, list) else [value]
         if not values: out.append(f"{key}: an empty list; give at least one")
         for v in values:
-            if not isinstance(v, kind) or isinstance(v, bool):
+            if not isinstance(v, kind) or isinstance(v, bool) != (kind is bool):
                 many = f"; a list only where it is one of {', '.join(GRID)}: write another block" if isinstance(v, list) else ""
                 out.append(f"{key}: {v!r} is {type(v).__name__}, not {kind.__name__}{many}")
     return out

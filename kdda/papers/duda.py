@@ -354,14 +354,16 @@ def feature_distances(task):
     return dict(fd={b: 0.005 for b in anchors}, anchors=anchors, things=[task.space.index(c) for c in task.space.things]) if anchors else {}
 
 def pre_adaptation(task, scale=1, mic=0.0,
-                   start=None):  # callable(steps) -> small student after a warm-up of so many steps; None: on source, as a stage of its own
+                   start=None):  # callable(steps) -> small student after a warm-up of so many steps; None: on source, as a stage of its own, where the scale asks for one
     "Pre-adaptation; where the scale asks for a warm-up, the small student has one, and the large one comes from a run on source. -> list of Stage"
     s, both = task.scale, dict(optim={"main": task.scale.optim, "large": task.scale.optim})
-    warm = round(task.steps * s.warm_share)
+    own = round(task.steps * s.warm_share)
+    warm = own or (task.steps // 3 if start else 0)
     stages = [Stage("warm_up", lambda _: Supervised(task.net(), photo=s.photo), {"source": task.stream("source")}, warm)] if warm and not start else []
     def adapt(before):
-        pair = (before.student if before else start(warm), large_network(task, "source_only", steps=s.steps)) if warm else (task.net(), task.net(task.teacher_name, "large", task.teacher_weights))
-        return PreAdaptation(*pair, scale=scale, ema_decay=s.ema_decay, threshold=s.threshold, margins=task.margins,
+        small = start(warm) if start else before.student if before else task.net()
+        large = large_network(task, "source_only", steps=s.steps) if own else task.net(task.teacher_name, "large", task.teacher_weights)
+        return PreAdaptation(small, large, scale=scale, ema_decay=s.ema_decay, threshold=s.threshold, margins=task.margins,
                              class_mix=s.class_mix, mic={"large": mic, "small": mic}, mask_block=s.mask_block, bn_source=s.bn_source, augment_source=s.augment_source,
                              photo=s.photo, **feature_distances(task))
     source = task.stream("source", role="source, adapting", sampler=task.rare_class())
