@@ -172,9 +172,9 @@ def test_inconsistency_equals_numpy_and_does_not_depend_on_the_decay(kind):
     g = torch.Generator().manual_seed(0)
     logits, teacher = torch.randn(2, 7, 9, 11, generator=g) * 2, (torch.randn(2, 7, 9, 11, generator=g) * 2)
     teacher[:, 5] = -50; logits[:, 5] = -50                         # a class that neither mentions
-    teacher = teacher.softmax(1)
+    probabilities = teacher.softmax(1)
     valid = torch.rand(2, 9, 11, generator=g) > 0.3
-    want = numpy_statistics(logits.numpy().astype(float), teacher.numpy().astype(float), valid.numpy(), kind)
+    want = numpy_statistics(logits.numpy().astype(float), probabilities.numpy().astype(float), valid.numpy(), kind)
     for decay, times in ((0.99, 1), (0.5, 1), (0.9, 4)):
         a = Agreement(7, kind, decay)
         for _ in range(times): a.update(logits, teacher, valid)
@@ -185,20 +185,20 @@ def test_the_running_statistics_forget():
     a = Agreement(2, "recall", decay=0.5)
     agree, wrong = torch.tensor([[9., 0.]]).view(1, 2, 1, 1), torch.tensor([[0., 9.]]).view(1, 2, 1, 1)
     ok = torch.ones(1, 1, 1, dtype=torch.bool)
-    a.update(agree, agree.softmax(1), ok); a.update(wrong, agree.softmax(1), ok)
+    a.update(agree, agree, ok); a.update(wrong, agree, ok)
     assert a.inconsistency[0] == pytest.approx(1 - 0.25 / 0.75)
 
 def test_agreement_with_oneself_is_zero():
     logits = torch.randn(2, 19, 8, 8, generator=torch.Generator().manual_seed(1))
     for kind in ("iou", "recall", "jsd"):
-        a = Agreement(19, kind); a.update(logits, logits.softmax(1), torch.ones(2, 8, 8, dtype=torch.bool))
+        a = Agreement(19, kind); a.update(logits, logits, torch.ones(2, 8, 8, dtype=torch.bool))
         seen = a.inconsistency.isfinite()
         assert seen.any() and (a.inconsistency[seen].abs() < 1e-6).all()
     one = torch.eye(2).view(2, 2, 1, 1)
     assert torch.equal(js_divergence(one, one.flip(1)), torch.ones(2, 1, 1))   # nothing in common: one bit
 
 def test_nothing_valid_and_an_all_margin_batch_are_not_nan():
-    a = Agreement(19); a.update(torch.randn(1, 19, 4, 4), torch.randn(1, 19, 4, 4).softmax(1), torch.zeros(1, 4, 4, dtype=torch.bool))
+    a = Agreement(19); a.update(torch.randn(1, 19, 4, 4), torch.randn(1, 19, 4, 4), torch.zeros(1, 4, 4, dtype=torch.bool))
     assert torch.equal(class_weights(a.inconsistency), torch.ones(19))
     tune = FineTuning(net(SMALL), [net()], margins=(SIZE[0], 0), every=1)
     history = train(tune, 1, log_every=1)

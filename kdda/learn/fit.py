@@ -352,7 +352,8 @@ def fit(method,                # what to train
         bar = _Progress(start, steps, progress and rank == 0 and start < steps, plot and rank == 0)
         method.train()
         for t in bar.bar:
-            torch.manual_seed(fold_seed(seed, "dropout", t, rank))
+            torch.default_generator.manual_seed(dropout := fold_seed(seed, "dropout", t, rank))   # `torch.manual_seed` formats a stack trace each time
+            if device.type == "cuda": torch.cuda.manual_seed(dropout)
             for name, o in optims.items():
                 o.zero_grad(set_to_none=True)
                 for g in o.param_groups: g["lr"] = recipe[name].lr_at(t, steps) * g["lr_scale"]

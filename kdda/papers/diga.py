@@ -50,9 +50,10 @@ def soften(x,       # float [B,3,H,W]
            factor,  # [B] in [0,1]: 1 leaves x, 0 is the 3x3 blur
           ):
     "What the official code calls sharpness: between `factor` 0 and 0.5 it is a mild blur; the border stays."
-    kernel = torch.tensor([[1., 1, 1], [1, 5, 1], [1, 1, 1]], device=x.device, dtype=x.dtype).div(13).expand(3, 1, 3, 3)
-    blurred = x.clone()
-    blurred[..., 1:-1, 1:-1] = F.conv2d(x, kernel, groups=3).clamp(0, 1)
+    blurred, inner = x.clone(), x[..., 1:-1, 1:-1]
+    columns = x[..., :-2, :] + x[..., 1:-1, :] + x[..., 2:, :]
+    nine = columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:]
+    blurred[..., 1:-1, 1:-1] = nine.add_(inner, alpha=4).div_(13).clamp_(0, 1)   # centre 5, the others 1
     return torch.lerp(blurred, x, factor.view(-1, 1, 1, 1))
 
 def disturb(x,             # float [B,3,H,W], RGB on 0..1
@@ -81,7 +82,7 @@ def domain_random(x,             # float [B,3,H,W], normalised
                   **options,     # of `disturb`
                  ):              # -> float [B,3,H,W], normalised
     "The photometric view beta N(A(x)) + (1 - beta) x (released code)."
-    if mode == "clean": return torch.lerp(x, from_rgb(disturb(to_rgb(x).clamp(0, 1), generator, **options)), beta)
+    if mode == "clean": return torch.lerp(x, from_rgb(disturb(to_rgb(x.contiguous()).clamp_(0, 1), generator, **options)), beta)
     if mode != "official": raise ValueError(f'mode is "clean" or "official", not {mode!r}')
     z = (255 * to_rgb(x).flip(1) - _channels(_MEAN_BGR, x)) / 128
     z = torch.lerp(z, (disturb(z, generator, **options) - 0.5) / 0.5, beta)
@@ -122,14 +123,15 @@ def _partners(target, n, generator): return target[torch.randint(len(target), (n
 @torch.no_grad()
 def translate_stats(image, target, generator):
     "Each image with the colour statistics of a random target image. All float [B,3,H,W], normalised."
-    axes, x = _AXES.to(image), to_rgb(image).flatten(2)                               # [3,3], [B,3,HW]
-    def stats(x):  # mean colour [B,3,1], and standard deviation along each axis [B,3]
+    axes = _AXES.to(image)                                                  # [3,3]
+    def stats(x):  # mean colour [B,3,1], standard deviation along each axis [B,3], colours without their mean [B,3,HW]
+        x = to_rgb(x.contiguous()).flatten(2)
         mean = x.mean(2, keepdim=True)
-        covariance = (x - mean) @ (x - mean).mT / (x.shape[2] - 1)
-        return mean, torch.einsum("kc,bcd,kd->bk", axes, covariance, axes).clamp(min=0).sqrt()
-    (m, s), (m2, s2) = stats(x), stats(to_rgb(_partners(target, len(image), generator)).flatten(2))
-    out = torch.einsum("kc,bk,kd->bcd", axes, s2 / s.clamp(min=1e-4), axes) @ (x - m) + m2   # one 3x3 matrix an image
-    return from_rgb(out.clamp(0, 1).view(image.shape)).contiguous(memory_format=torch.channels_last)
+        x -= mean
+        return mean, torch.einsum("kc,bcd,kd->bk", axes, x @ x.mT / (x.shape[2] - 1), axes).clamp(min=0).sqrt(), x
+    (_, s, x), (mean, s2, _) = stats(image), stats(_partners(target, len(image), generator))
+    out = torch.baddbmm(mean, torch.einsum("kc,bk,kd->bcd", axes, s2 / s.clamp(min=1e-4), axes), x)   # one 3x3 matrix an image
+    return from_rgb(out.clamp_(0, 1).view(image.shape)).contiguous(memory_format=torch.channels_last)
 
 @torch.no_grad()
 def translate_fda(image, target, generator,
@@ -230,10 +232,9 @@ def class_means(feature,      # [B,D,h,w]
                 label,        # uint8 or int [B,h,w] on the same grid, 255 = void
                 n_classes, least=5):  # pixels a class needs in an image to count -> means [B,C,D], counted bool [B,C]
     "Mean feature of each class in each image."
-    hot = F.one_hot(label.flatten(1).long().clamp(max=n_classes), n_classes + 1)[..., :n_classes].float()   # [B,hw,C]
-    pixels = hot.sum(1)
-    means = torch.einsum("bdn,bnc->bcd", feature.float().flatten(2), hot) / pixels.clamp(min=1).unsqueeze(-1)
-    return means, pixels >= least
+    hot = (label.flatten(1)[:, None] == torch.arange(n_classes, dtype=label.dtype, device=label.device)[:, None]).float()   # [B,C,hw]
+    pixels = hot.sum(2)
+    return hot @ feature.float().permute(0, 2, 3, 1).flatten(1, 2) / pixels.clamp(min=1).unsqueeze(-1), pixels >= least
 
 @torch.no_grad()
 def initial_centroids(net, frames, batch=8, cap=3000):  # Segmenter; dataset of target frames -> centroids [C,D], images counted [C]
@@ -257,10 +258,10 @@ def feature_labels(feature,    # [B,D,h,w]
                    size,       # (H, W)
                   ):           # -> uint8 [B,H,W]
     "The nearest centroid's class, interpolated as soft weights (released code)."
-    B, D, h, w = feature.shape
-    distance = torch.cdist(feature.float().flatten(2).transpose(1, 2).contiguous(), centroids.float().expand(B, -1, -1))
-    weight = (-distance).masked_fill(~seen, -torch.inf).softmax(-1)
-    return resize(weight.transpose(1, 2).reshape(B, -1, h, w), size).argmax(1).to(torch.uint8)
+    rows = feature.float().permute(0, 2, 3, 1)                             # no copy of a channels-last map
+    distance = torch.cdist(rows.flatten(0, 2), centroids.float())
+    weight = F.softmin(distance.masked_fill_(~seen, torch.inf), -1).view(*rows.shape[:3], -1)
+    return resize(weight.permute(0, 3, 1, 2), size).max(1).indices.to(torch.uint8)
 
 def consensus(prob, feat):  # uint8 [B,H,W] each -> uint8 [B,H,W]
     "The label both opinions share, 255 where they differ: no threshold, no confidence (released code)."
@@ -315,7 +316,7 @@ def _target_labels(self, batch, second, source_taps):
     label = consensus(batch.target.label, feat) if self.labels == "consensus" else feat
     if not source_taps: source_taps = net(second, taps=("fused", "logits_low"))[1]
     for feature, low, target in ((feature, low, label), (source_taps["fused"], source_taps["logits_low"], batch.source.label)):
-        coarse, said = F.interpolate(target[:, None].float(), low.shape[-2:]).squeeze(1).to(torch.uint8), low.argmax(1).to(torch.uint8)
+        coarse, said = F.interpolate(target[:, None].float(), low.shape[-2:]).squeeze(1).to(torch.uint8), low.max(1).indices.to(torch.uint8)
         move_centroids(self.centroids, self.count > 0, *map(of_all_processes, class_means(feature, consensus(coarse, said), C)), self.momentum)
     return label
 

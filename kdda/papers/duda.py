@@ -208,17 +208,17 @@ class Agreement(nn.Module):
 
     @torch.no_grad()
     def update(self, logits,   # student's [B,C,H,W]
-               teacher,        # probabilities [B,C,H,W]
+               teacher,        # logits or log-probabilities [B,C,H,W]
                valid,          # bool [B,H,W]
                hard=None,      # the teacher's labels [B,H,W], if somebody has them
               ):
         n, hard = logits.shape[1], teacher.argmax(1) if hard is None else hard.long()
         pixels = mean_over_processes(valid.sum()).clamp(min=1)
-        pairs = torch.bincount((hard * n + logits.argmax(1))[valid], minlength=n * n).view(n, n)
+        pairs = torch.bincount((hard * n + logits.max(1).indices)[valid], minlength=n * n).view(n, n)
         self.confusion.lerp_(mean_over_processes(pairs) / pixels, 1 - self.decay)
         if self.kind in ("jsd", "prob"):
             student = logits.float().softmax(1)
-            apart = js_divergence(teacher, student) if self.kind == "jsd" else 1 - student.gather(1, hard[:, None])[:, 0]
+            apart = js_divergence(teacher.float().softmax(1), student) if self.kind == "jsd" else 1 - student.gather(1, hard[:, None])[:, 0]
             classes = torch.arange(n, device=hard.device).view(1, n, 1, 1)
             self.distance.lerp_(mean_over_processes((apart[:, None] * ((hard[:, None] == classes) & valid[:, None])).sum((0, 2, 3))) / pixels, 1 - self.decay)
 
@@ -294,8 +294,8 @@ class FineTuning(Method):
 
     def step(self, batch, backward):
         (to_source, to_kd, to_mixed), source, target, g = self.weights, batch.source, batch.target, batch.generator
-        soft, hard, inside, q = self.teach(target.image)
-        if self.agreement and self.compare == "clean": self.agreement.update(glance(self.student, target.image), soft, inside > 0, hard)
+        told, hard, inside, q = self.teach(target.image)
+        if self.agreement and self.compare == "clean": self.agreement.update(glance(self.student, target.image), told, inside > 0, hard)
         weight = inside * self.class_weight[hard.long()]
 
         x = photometric(source.image, g, **self.photo) if self.augment_source else source.image
@@ -304,8 +304,8 @@ class FineTuning(Method):
         backward(ce, "ce_source")
 
         logits = self.student(photometric(target.image, g, **self.photo))
-        if self.agreement and self.compare == "disturbed": self.agreement.update(logits, soft, inside > 0, hard)
-        kd = to_kd * (kd_kl(logits, soft.log(), self.temperature, pixel_weight=weight) if self.target_loss == "kl"
+        if self.agreement and self.compare == "disturbed": self.agreement.update(logits, told, inside > 0, hard)
+        kd = to_kd * (kd_kl(logits, told, self.temperature, pixel_weight=weight) if self.target_loss == "kl"
                       else cross_entropy(logits, hard, pixel_weight=weight, denominator="all"))
         backward(kd, "kd")
 
@@ -316,13 +316,14 @@ class FineTuning(Method):
         return {"ce_source": ce, "kd": kd, "ce_mixed": mixed, "q": q}
 
     @torch.no_grad()
-    def teach(self, x):  # -> probabilities [B,C,H,W], hard labels uint8 [B,H,W], 1 inside the margins [B,H,W], share q of sure pixels
-        soft = fuse([at_scale(self.nets[n], x, s) for n, s in zip(self.frozen, self.scales)], self.fusion, self.threshold)
+    def teach(self, x):  # -> logits of one teacher or log-probabilities of several [B,C,H,W], hard labels uint8 [B,H,W], 1 inside the margins [B,H,W], share q of sure pixels
+        logits = [at_scale(self.nets[n], x, s) for n, s in zip(self.frozen, self.scales)]
+        soft = logits[0].float().softmax(1) if len(logits) == 1 else fuse(logits, self.fusion, self.threshold)
         p, hard = soft.max(1)
         inside, (top, bottom) = torch.ones_like(p), self.margins
         inside[:, :top] = 0
         inside[:, p.shape[1] - bottom:] = 0
-        return soft, hard.to(torch.uint8), inside, mean_over_processes((p >= self.threshold).float().mean())
+        return logits[0] if len(logits) == 1 else soft.log(), hard.to(torch.uint8), inside, mean_over_processes((p >= self.threshold).float().mean())
 
     def after_step(self, t):
         if self.agreement and (t + 1) % self.every == 0: self.class_weight.copy_(self.new_weights())
