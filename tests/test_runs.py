@@ -114,6 +114,12 @@ def test_table_compares_a_row_with_its_fair_baseline():
     assert np.isnan(rows["duda_kd"]["fair"]) and rows["duda_kd"]["against"] == "daformer"   # not in this table
     assert "+2.0 (std 1.4) over duda_kd" in show_table([fake("duda_kd", 0, 0.50), fake("duda_kd", 1, 0.52), fake("duda", 0, 0.53), fake("duda", 1, 0.53)])
 
+def test_the_fair_baseline_has_the_same_options():
+    few = {"params": {"options": {"budget": 16}}}
+    rows = {r["method"]: r for r in table([fake("sd", 0, 0.40), fake("sd", 0, 0.30, **few), fake("esd", 0, 0.33, **few), fake("esd", 0, 0.43, params={"options": {"mix": "balanced"}})], baseline="sd")}
+    assert rows["esd (budget=16)"]["against"] == "sd (budget=16)" and rows["esd (budget=16)"]["fair"] == pytest.approx(3)
+    assert rows["esd (balanced)"]["against"] == "sd" and rows["esd (balanced)"]["fair"] == pytest.approx(3)   # an option that sd has not
+
 def test_label_says_what_sets_a_run_apart():
     of = lambda method, **kw: label((r := Run(method, scale="smoke", **kw)).identity | {"params": r.identity})
     assert of("dacs") == "dacs" and of("adabn") == "adabn (source_only)"

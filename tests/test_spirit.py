@@ -191,6 +191,14 @@ def test_the_remembered_map_is_the_teachers():
     m, x = pair(), torch.randn(3, 3, *SIZE)
     with torch.no_grad(): torch.testing.assert_close(m.memory(x)[0], m.nets["teacher"](x).map, rtol=2e-3, atol=2e-3)   # kept in half precision
 
+def test_zoomed_views_are_new_each_time_and_the_same_for_both():
+    m, taught, imitated = pair(zoom=(.75, 2), disturb=False), [], []
+    m.nets["teacher"].register_forward_pre_hook(lambda mod, a: taught.append(a[0].clone()))
+    m.parts[0].register_forward_pre_hook(lambda mod, a: imitated.append(a[0].clone()))
+    train(m, {"pool": Stream(CITY, 2, role="pool", labelled=False)}, 20)
+    assert len(taught) == len(imitated) == 20 and all(torch.equal(t, s) for t, s in zip(taught, imitated)) and not m.memory.kept
+    assert len({v.double().sum().item() for t in taught for v in t}) == 40   # five epochs of eight frames, no view twice
+
 # what moves and what does not
 
 @pytest.mark.parametrize("student", [SMALL, NANO])
@@ -414,7 +422,7 @@ def test_other_students_through_adapters(name, out): assert go("esd", out, stude
 def test_the_teachers_back(out):
     name = "resnet10_narrow_to3_resnet10_slim+lraspp:64"
     run, m = go("sd", out, student=name, options={"budget": 4, "back": "teacher", "hold": 0.0, "share": 1.0})     # imitation alone: the back is still the teacher's
-    teacher = run.finished("source_only", student="resnet10_slim+lraspp:64", seed=0, steps=2 * run.scale.steps)
+    teacher = run.finished("source_only", student="resnet10_slim+lraspp:64", seed=0, steps=run.scale.steps)
     mine, given = run.load_student().state_dict(), teacher.state_dict()
     for k in mine:
         if not in_front(k, "stage3") and not k.startswith("head.classifier"): assert torch.equal(mine[k], given[k]), k

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['all_rows', 'check_parameters', 'Run', 'evaluate', 'generalisation', 'in_other_words', 'majority_guess', 'versions',
            'execute', 'curve_of', 'job_arguments', 'Local', 'progress_of', 'execute_all', 'last_line', 'on_unseen',
-           'table', 'variant', 'label', 'show_table', 'ledger', 'export_results', 'load_results', 'show_predictions',
-           'show_class_iou', 'show_curves']
+           'table', 'variant', 'label', 'fair_baseline', 'show_table', 'ledger', 'export_results', 'load_results',
+           'show_predictions', 'show_class_iou', 'show_curves']
 
 # %% ../../nbs/bench/41_runs.ipynb #aab5ea43
 import contextlib, difflib, functools, hashlib, importlib, json, math, os, platform, pkgutil, subprocess, sys, time, types, warnings
@@ -453,7 +453,7 @@ def table(metrics,                 # list of metrics dicts, any number of seeds
     by, against = {}, {}
     for m in metrics:
         scores, miou = by.setdefault(label(m), {}), m["scores"]["miou"]
-        against[label(m)] = all_rows()[m["method"]].against if m["method"] in all_rows() else None
+        against[label(m)] = fair_baseline(m)
         if m["seed"] in scores: raise ValueError(f"two runs of {label(m)} with seed {m['seed']}: they differ in weights or teacher, and do not belong into one row")
         scores[m["seed"]] = float("nan") if miou is None else 100 * miou
     out = []
@@ -476,6 +476,15 @@ def label(metrics):
     "Row name in tables: the method, with what sets the run apart in brackets."
     own = variant(metrics)
     return f"{metrics['method']} ({', '.join(own)})" if own else metrics["method"]
+
+def fair_baseline(metrics):  # -> str or None
+    "Row name of what the run is to beat: the row's `against`, with the same options where it has them (16 labels against 16 labels)."
+    rows, p = all_rows(), metrics["params"]
+    against = rows[metrics["method"]].against if metrics["method"] in rows else None
+    if against not in rows: return against   # None, or a name with its own brackets
+    own = rows[metrics["method"]].options
+    shared = {k: v for k, v in p["options"].items() if k in rows[against].options and k != "of" and v != own.get(k)}
+    return label({**metrics, "method": against, "params": {**p, "options": shared, "student": None, "teacher": None}})
 
 def show_table(metrics, baseline="source_only"):
     "`table` as text."

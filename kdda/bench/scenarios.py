@@ -180,7 +180,7 @@ def cityscapes2darkzurich(role, scale, root):
 
 # %% ../../nbs/bench/40_scenarios.ipynb #1926f50c
 _PAIR = dict(student="resnet10_narrow+lraspp:64", teacher="resnet10_slim+lraspp:64")
-_FEW = {"smoke": _PAIR, "laptop": dict(_PAIR, steps=1200), "paper": dict(student="resnet50_g8_d8+deeplabv3_light", teacher="resnet50_d8+deeplabv3", batch=8, steps=14_000, photo={}, max_class_share=None,
+_FEW = {"smoke": _PAIR, "laptop": _PAIR, "paper": dict(student="resnet50_g8_d8+deeplabv3_light", teacher="resnet50_d8+deeplabv3", batch=8, steps=14_000, photo={}, max_class_share=None,
                                                        optim=Optim("sgd", lr=0.01, weight_decay=5e-4, power=0.9))}
 _BESIDE = ("proximity", "unrelated")
 

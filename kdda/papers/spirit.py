@@ -178,10 +178,11 @@ class Imitation(Method):
                  kind="mse",              # see `imitation`
                  disturb=True,            # the student's view: colours and sharpness disturbed, or what the teacher sees
                  photo=None,              # arguments of `photometric`
-                 remember=2**29):         # bytes for answers of the teacher
+                 zoom=None,               # range of `random_scale` for what both see, the teacher then asked every time; None: frames as they are
+                 remember=2**29):         # bytes for the teacher's answers to frames as they are
         front = teacher.split(at)[0].eval()
         super().__init__(student=student, teacher=front, adapter=Adapter(width_at(student, at), width_at(teacher, at)))
-        self.parts, self.kind, self.disturb, self.photo = student.split(at), kind, disturb, photo or {}
+        self.parts, self.kind, self.disturb, self.photo, self.zoom = student.split(at), kind, disturb, photo or {}, zoom
         self.memory = Memory(lambda x: (front(x).map,), remember)
 
     def groups(self): return {"main": [self.parts[0], self.nets["adapter"]]}
@@ -192,8 +193,9 @@ class Imitation(Method):
         return {"mimic": loss, "explained": ExplainedShare(wanted.shape[1]).update(got, wanted).share}
 
     def imitate(self, data, g):  # -> loss, student's map, teacher's map
-        wanted, = self.memory(data.image)
-        seen = photometric(data.image, g, **self.photo) if self.disturb else data.image
+        image = data.image if self.zoom is None else random_scale(data.image, None, g, self.zoom)[0]
+        with torch.no_grad(): wanted = self.memory(image)[0] if self.zoom is None else self.nets["teacher"](image).map
+        seen = photometric(image, g, **self.photo) if self.disturb else image
         got = self.nets["adapter"](self.parts[0](seen).map, wanted)
         return imitation(got, wanted, self.kind), got, wanted
 
@@ -328,7 +330,7 @@ def pretrained(task, name, weights=None):  # task, network, file -> Segmenter
     "The network as it comes from the source domain: from a file, or a run of its own, the same for every seed."
     if weights == "torchvision": return segmenter(name, len(task.space), weights=weights)
     if weights: return load_pretrained(name, weights, len(task.space))
-    return task.finished("source_only", student=name, seed=0, steps=2 * task.scale.steps, weights=None, teacher_weights=None)
+    return task.finished("source_only", student=name, seed=0, steps=task.scale.steps, weights=None, teacher_weights=None)
 
 def stream(task, dataset, role, labelled=False, **options):
     "A stream of any dataset at the scale's batch and crop; all images brought to one height where the scale says so."
@@ -380,7 +382,7 @@ def fewshot_kd(task, budget=64, draw=-1, of="ftt", temperature=4.0, weight=1.0):
 
 # %% ../../nbs/papers/34_spirit.ipynb #0e86529f
 @row("esd", "Enhanced Spirit Distillation: imitation on target and proximity images, then transfer", teacher=True, against="sd")
-def esd(task, budget=64, draw=-1, r=4, proximity="proximity", mix="union", split="stage3", share=0.25, hold=0.1, front_lr=0.5, kind="mse", disturb=True, keep_mimic=0.0, joint=0.0, back="own"):
+def esd(task, budget=64, draw=-1, r=16, proximity="proximity", mix="union", split="stage3", share=0.5, hold=0.1, front_lr=0.5, kind="mse", disturb=True, zoom=True, keep_mimic=0.0, joint=0.0, back="own"):
     for name, value, known in (("mix", mix, MIXES), ("back", back, ("own", "teacher"))):
         if value not in known: raise ValueError(f"no {name} {value!r}; choose from {', '.join(known)}")
     s, few = task.scale, few_labels(task, budget, draw)
@@ -389,7 +391,7 @@ def esd(task, budget=64, draw=-1, r=4, proximity="proximity", mix="union", split
     def pair():
         teacher = pretrained(task, task.teacher_name, task.teacher_weights)
         student = renewed(teacher, task.net(), int(split[5:])) if back == "teacher" else task.net()
-        with seeded(task, "adapter"): return Imitation(student, teacher, split, kind, disturb, s.photo)
+        with seeded(task, "adapter"): return Imitation(student, teacher, split, kind, disturb, s.photo, ZOOM if zoom else None)
     if joint:
         def both(_): return Transfer((guide := pair()).student, split, guide=guide, mimic=joint, photo=s.photo, zoom=ZOOM)
         return [Stage("joint", both, {"target": stream(task, few, "few, all", labelled=True), "pool": images}, task.steps, {"optim": {"main": s.optim, "front": s.optim}})]
@@ -400,14 +402,14 @@ def esd(task, budget=64, draw=-1, r=4, proximity="proximity", mix="union", split
     return [imitate, *transfer(task, few, lambda before: before.student, split, hold, front_lr, task.steps - first, keep_mimic)]
 
 @row("sd", "Spirit Distillation: imitation on the few target images, then transfer", teacher=True, against="fewshot")
-def sd(task, budget=64, draw=-1, split="stage3", share=0.25, hold=0.1, front_lr=0.5, kind="mse", disturb=True, keep_mimic=0.0, back="own"):
-    return esd(task, budget, draw, 0, split=split, share=share, hold=hold, front_lr=front_lr, kind=kind, disturb=disturb, keep_mimic=keep_mimic, back=back)
+def sd(task, budget=64, draw=-1, split="stage3", share=0.5, hold=0.1, front_lr=0.5, kind="mse", disturb=True, zoom=True, keep_mimic=0.0, back="own"):
+    return esd(task, budget, draw, 0, split=split, share=share, hold=hold, front_lr=front_lr, kind=kind, disturb=disturb, zoom=zoom, keep_mimic=keep_mimic, back=back)
 
 @row("fitnets", "imitation and cross-entropy at once, on the few target images", teacher=True, against="fewshot")
 def fitnets(task, budget=64, draw=-1, split="stage3", weight=1.0): return esd(task, budget, draw, 0, split=split, joint=weight)
 
 @row("esd_unrelated", "esd with images of an unrelated domain for proximity: the control", teacher=True, against="esd")
-def esd_unrelated(task, budget=64, draw=-1, r=4): return esd(task, budget, draw, r, proximity="unrelated")
+def esd_unrelated(task, budget=64, draw=-1, r=16): return esd(task, budget, draw, r, proximity="unrelated")
 
 @row("image_party", "esd on one heap of all target and proximity images, each batch drawn afresh", teacher=True, against="esd")
 def image_party(task, budget=64, draw=-1): return esd(task, budget, draw, -1, mix="party")
