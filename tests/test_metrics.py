@@ -306,6 +306,9 @@ def test_image_iou_is_each_images_own():
     m = ImageIoU(5).update(pred, label)
     assert m.mean == pytest.approx((each[0] + each[2]).item() / 2) and m.sums["void"] == 1 and m.sums["images"] == 2
     assert math.isnan(ImageIoU(5).mean)
+    one = torch.zeros(1, 2, 4, dtype=torch.uint8)
+    wrong = one.clone(); wrong[0, 0, 0] = 3                                    # one pixel of eight, of a class the truth has not
+    assert image_iou(wrong, one, 5).item() == pytest.approx((7 / 8 + 0) / 2) and image_iou(wrong, one, 5, of="truth").item() == pytest.approx(7 / 8)
 
 
 @pytest.mark.gpu

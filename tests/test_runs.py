@@ -21,6 +21,7 @@ def test_metrics_json_has_what_tables_need(tmp_path):
     assert set(m["student"]) == {"name", "params", "macs"} and m["status"] == "finished"
     s = m["scores"]
     assert 0 <= s["miou"] <= 1 and 0 <= s["pixel_accuracy"] <= 1 and len(s["iou"]) == 19 and isinstance(s["absent"], list)
+    assert len(s["images"]) == m["scored_on"]["images"] and all(0 <= v <= 1 for v in s["images"])
     assert sorted(p.name for p in Run("dacs", out=tmp_path, **SMALL).folder.iterdir() if p.is_file() and not p.name.startswith(".")) == [
         "env.json", "history.csv", "metrics.json", "params.yaml", "student.safetensors"]
 

@@ -28,6 +28,7 @@ class Claim:
 LARGE = "resnet10_slim+segformer:96"
 CLAIMS = (
     Claim("DKD", "a student distilled from an adapted teacher beats one that is adapted alone", "abstract", "dkd_both (adversarial)", "adversarial", ("game2city", "camvid_day2dusk")),
+    Claim("DKD", "the teacher's labels alone give more than its probabilities alone", "summary", "dkd_both (adversarial, kl=0, mse=0)", "dkd_both (adversarial, mse=0, pseudo=0)"),
     Claim("DKD", "going on with target images alone is better than both domains throughout", "summary", "dkd_sequential (adversarial)", "dkd_both (adversarial)", ("game2city", "camvid_day2dusk")),
     Claim("DKD", "the student reaches its teacher", "summary", "dkd_sequential (adversarial)", f"adversarial ({LARGE})", ("game2city",)),
     Claim("DiGA", "symmetric distillation on source alone makes the network general", "abstract", "diga_skd", "diga_photo_ce", unseen=True),
@@ -45,9 +46,10 @@ CLAIMS = (
     Claim("LSU", "the student beats its teacher on the teacher's own domain", "abstract", f"lsu ({LARGE})", f"lsu_source ({LARGE})", ("urban_world",)),
     Claim("LSU", "labels within the annotators' sets beat free ones", "summary", "lsu", "lsu_unconstrained", ("urban_world", "urban_camvid")),
     Claim("LSU", "and beat a mapping that picks one class for each word", "inferred", "lsu", "lsu_naive", ("urban_world", "urban_camvid")),
-    Claim("Spirit", "imitating a general front part beats training from scratch", "abstract", "sd", "fewshot", ("fewshot_city", "fewshot_camvid")),
-    Claim("Spirit", "images of a proximity domain add to it", "abstract", "esd", "sd", ("fewshot_city", "fewshot_camvid")),
-    Claim("Spirit", "images of an unrelated domain add less", "inferred", "esd", "esd_unrelated", ("fewshot_city", "fewshot_camvid")))
+    *(Claim("Spirit", words, source, better + few, than + few, scenarios) for few, scenarios in (("", ("fewshot_city", "fewshot_camvid")), (" (budget=16)", ("fewshot_city",))) for words, source, better, than in (
+        ("imitating a general front part beats training from scratch", "abstract", "sd", "fewshot"),
+        ("images of a proximity domain add to it", "abstract", "esd", "sd"),
+        ("images of an unrelated domain add less", "inferred", "esd", "esd_unrelated"))))
 
 # %% ../../nbs/bench/44_report.ipynb #2a765edc
 def differences(claim, metrics):  # list of metrics of one scenario -> [points of mIoU], by seed

@@ -23,7 +23,7 @@ from ..data.augment import normalize
 from ..data.batches import RareClass, Stream
 from ..data.datasets import Mapped, Related, fit_inside, import_yours
 from ..learn.fit import Busy, History, fit_stages, fold_seed, init_distributed, run_lock
-from ..learn.metrics import BoundaryF1, Calibration, Certainty, Confusion, ImageIoU
+from ..learn.metrics import BoundaryF1, Calibration, Certainty, Confusion, ImageIoU, image_iou
 from ..learn import checkpoints
 from ..learn.rows import ROWS
 from ..nets.heads import resize
@@ -227,14 +227,14 @@ def _whole(name, value, least):
 def evaluate(net,             # Segmenter
              dataset,         # labelled
              batch_size=1,    # images at a time; they must then be of one size
-             full=True,       # also boundary F1, calibration error, per-image IoU
+             full=True,       # also boundary F1, calibration error, mean of the images' own mIoU, and "images": each one's, over the classes of its truth
              predictions=None,  # a list that takes the predicted ids [H,W] of each image
              words=None,      # uint8 [256]: what the dataset calls each class of the network, where its labels are in words of its own
              teacher=None,    # another Segmenter: also the share of pixels on which the two agree
             ):                # -> scores, fractions
     "Score a network on a dataset, at the labels' own size."
     device, n = next(net.parameters()).device, len(dataset.space)
-    confusion, certainty, agree, more = Confusion(n), None, [], {"boundary_f1": BoundaryF1(n), "calibration_error": Calibration(), "image_miou": ImageIoU(n)} if full else {}
+    confusion, certainty, agree, images, more = Confusion(n), None, [], [], {"boundary_f1": BoundaryF1(n), "calibration_error": Calibration(), "image_miou": ImageIoU(n)} if full else {}
     net.eval()
     for lo in range(0, len(dataset), batch_size):
         ids = range(lo, min(lo + batch_size, len(dataset)))
@@ -250,11 +250,12 @@ def evaluate(net,             # Segmenter
         confusion.update(pred, label)
         if full:
             more["boundary_f1"].update(pred, label); more["image_miou"].update(pred, label); more["calibration_error"].update(logits, label)
+            images += image_iou(pred, label, n, of="truth").tolist()
         if predictions is not None: predictions.extend(pred.cpu().numpy())
     finite = lambda v: None if math.isnan(v) else float(v)
     scores = confusion.scores(dataset.space) | {k: finite(m.ece if k == "calibration_error" else m.mean) for k, m in more.items()}
     scores |= {k: finite(getattr(certainty, k, math.nan)) for k in ("entropy", "mutual_information")} | ({"agreement": float(np.mean(agree))} if agree else {})
-    return scores | ({"majority_guess": majority_guess(confusion, dataset.space)} if full else {})
+    return scores | ({"majority_guess": majority_guess(confusion, dataset.space), "images": [None if math.isnan(v) else round(v, 4) for v in images]} if full else {})
 
 def generalisation(run, net):  # Run, Segmenter -> {domain: mIoU}
     "mIoU on domains of the scenario that no training has seen."

@@ -343,9 +343,11 @@ def image_iou(pred,       # ids [B,H,W], or logits [B,C,H,W]
               label,      # ids [B,H,W], 255 = void
               n_classes,
               where="update",
+              of="either",  # mean over the classes in truth or prediction ("either"), or in the "truth"
              ):           # -> float64 [B]; nan for an image without labels
-    "mIoU of each image by itself, over the classes in its truth or prediction."
-    return torch.stack([iou_of(count_pairs(p, l, n_classes, where)).nanmean() for p, l in zip(*_batched(pred, label, where))])
+    "mIoU of each image by itself."
+    counts = [count_pairs(p, l, n_classes, where) for p, l in zip(*_batched(pred, label, where))]
+    return torch.stack([(iou_of(c) if of == "either" else iou_of(c)[c.sum(1) > 0]).nanmean() for c in counts])
 
 class ImageIoU(Tally):
     "Mean of the images' own mIoU; images without a labelled pixel are left out and counted."
