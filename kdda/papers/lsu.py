@@ -35,7 +35,7 @@ def constrained_argmax(score,  # [B,C,H,W], of any scale: probabilities, logits
     "The best class of each pixel's set; 255 where there is none."
     classes = sets[:, :-1]
     bias = torch.where(classes, 0.0, -torch.inf).to(score.dtype)
-    best = _by_rows(lambda s, b: (s + b).argmax(-1).to(torch.uint8), score, label, bias)
+    best = _by_rows(lambda s, b: (s + b).max(-1).indices.to(torch.uint8), score, label, bias)
     return best if classes.any(1).all() else best.masked_fill(~classes.any(1)[label.long()], IGNORE)
 
 def allowed_mass(prob, label, sets):  # as above -> [B,H,W]
