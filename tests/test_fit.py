@@ -1,5 +1,5 @@
 "The loop: several processes, bf16, faults in data and losses, overhead."
-import math, subprocess, sys, textwrap
+import math, platform, subprocess, sys, textwrap
 import numpy as np
 import pytest
 import torch
@@ -164,3 +164,17 @@ def test_compiled_networks_learn_the_same():
         h = fit(Supervised(net()), {"source": source()}, 2, compile=compile, log_every=1, progress=False)
         losses.append([r["ce_source"] for r in h])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)   # AdamW's first steps are signs of gradients: from the third on a rounding shows
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
+def test_freed_memory_is_kept():
+    code = """
+import resource, sys, torch
+from kdda.learn.fit import keep_freed_memory
+if sys.argv[1] == "keep": assert keep_freed_memory()
+torch.ones(10**7)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10): torch.ones(10**7)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {k: int(subprocess.run([sys.executable, "-c", code, k], check=True, capture_output=True, text=True).stdout) for k in ("keep", "as it is")}
+    assert faults["keep"] < faults["as it is"] / 2
