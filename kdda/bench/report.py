@@ -28,6 +28,8 @@ class Claim:
 LARGE = "resnet10_slim+segformer:96"
 CLAIMS = (
     Claim("DKD", "a student distilled from an adapted teacher beats one that is adapted alone", "abstract", "dkd_both (adversarial)", "adversarial", ("game2city", "camvid_day2dusk")),
+    Claim("DKD", "so does one distilled on target images alone", "summary", "dkd_target (adversarial)", "adversarial"),
+    Claim("DKD", "and one distilled on source images alone", "summary", "dkd_source (adversarial)", "adversarial"),
     Claim("DKD", "the teacher's labels alone give more than its probabilities alone", "summary", "dkd_both (adversarial, kl=0, mse=0)", "dkd_both (adversarial, mse=0, pseudo=0)"),
     Claim("DKD", "going on with target images alone is better than both domains throughout", "summary", "dkd_sequential (adversarial)", "dkd_both (adversarial)", ("game2city", "camvid_day2dusk")),
     Claim("DKD", "the student reaches its teacher", "summary", "dkd_sequential (adversarial)", f"adversarial ({LARGE})", ("game2city",)),
