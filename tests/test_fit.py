@@ -161,9 +161,9 @@ def test_compiled_networks_learn_the_same():
     losses = []
     for compile in (False, True):
         torch.manual_seed(0)
-        h = fit(Supervised(net()), {"source": source()}, 2, compile=compile, log_every=1, progress=False)
+        h = fit(Supervised(net()), {"source": source()}, 3, compile=compile, log_every=1, progress=False, optim={"main": Optim("sgd", lr=0.01)})   # AdamW's first steps are signs of gradients, and show every rounding
         losses.append([r["ce_source"] for r in h])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)   # AdamW's first steps are signs of gradients: from the third on a rounding shows
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
 def test_freed_memory_is_kept():

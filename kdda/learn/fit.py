@@ -143,11 +143,11 @@ def to_device(raw,            # dict from a stream: image uint8 [B,3,H,W], perha
     return out
 
 # %% ../../nbs/learn/22_fit.ipynb #78376a1e
-def keep_freed_memory(most=2**30):  # bytes; blocks up to this size, and this much at the end of the heap -> whether there is a glibc to ask
-    "Let this process keep memory that it frees, for its next step."
+def keep_freed_memory():  # -> whether there is a glibc to ask
+    "Let this process keep memory that it frees, for its next step: blocks of up to 1 GiB, and as much at the end of the heap."
     try: mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError): return False   # not glibc
-    return all([mallopt(name, most) for name in (-1, -3)])       # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    return all([mallopt(name, 2**30) for name in (-1, -3)])       # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 
 # %% ../../nbs/learn/22_fit.ipynb #d45ae740
 class NonFinite(RuntimeError):
@@ -343,6 +343,7 @@ def fit(method,                # what to train
     method.to(device)
     if channels_last: method.to(memory_format=torch.channels_last)
     for net in method.nets.values() if compile else (): net.compile()
+    seed_all = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed   # the second formats a stack trace each time, where there is no GPU
     recipe, groups, history, start = {**method.optim, **(optim or {})}, method.groups(), History(), 0
     window, backward = [], _Step(accumulate)
     if missing := set(groups) - set(recipe): raise ValueError(f"no Optim for {sorted(missing)}: pass optim={{name: Optim(...)}}")
@@ -360,8 +361,7 @@ def fit(method,                # what to train
         bar = _Progress(start, steps, progress and rank == 0 and start < steps, plot and rank == 0)
         method.train()
         for t in bar.bar:
-            torch.default_generator.manual_seed(dropout := fold_seed(seed, "dropout", t, rank))   # `torch.manual_seed` formats a stack trace each time
-            if device.type == "cuda": torch.cuda.manual_seed(dropout)
+            seed_all(fold_seed(seed, "dropout", t, rank))
             for name, o in optims.items():
                 o.zero_grad(set_to_none=True)
                 for g in o.param_groups: g["lr"] = recipe[name].lr_at(t, steps) * g["lr_scale"]

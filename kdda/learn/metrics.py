@@ -346,6 +346,7 @@ def image_iou(pred,       # ids [B,H,W], or logits [B,C,H,W]
               of="either",  # mean over the classes in truth or prediction ("either"), or in the "truth"
              ):           # -> float64 [B]; nan for an image without labels
     "mIoU of each image by itself."
+    if of not in ("either", "truth"): raise ValueError(f'of is "either" or "truth", not {of!r}')
     counts = [count_pairs(p, l, n_classes, where) for p, l in zip(*_batched(pred, label, where))]
     return torch.stack([(iou_of(c) if of == "either" else iou_of(c)[c.sum(1) > 0]).nanmean() for c in counts])
 

@@ -205,14 +205,14 @@ def _views(self, batch):
 
 def _source_step(self, batch, backward):
     "-> terms, first view, and the teacher's features and coarse logits of the second view (None without SKD)."
-    first, second = self.views(batch)
-    label, taps = batch.source.label, {}
+    first, second = views = self.views(batch)
+    label, taps, both = batch.source.label, {}, torch.cat(views) if self.skd or self.second_ce else None
     with contextlib.nullcontext() if self.bn_source else frozen_statistics(self.student):
-        clean, other = self.student(torch.cat([first, second])).chunk(2) if self.skd or self.second_ce else (self.student(first), None)
+        clean, other = (self.student(first), None) if both is None else self.student(both).chunk(2)
     terms = {"ce_source": self.ce(clean, label)}
     if self.second_ce: terms["ce_second"] = self.second_ce * self.ce(other, label)
     if self.skd:
-        with torch.no_grad(): soft, taps = _teacher(self.nets["teacher"], self.teacher)(torch.cat([first, second]), taps=("fused", "logits_low"))
+        with torch.no_grad(): soft, taps = _teacher(self.nets["teacher"], self.teacher)(both, taps=("fused", "logits_low"))
         terms["skd"] = self.skd * symmetric_kd((clean, other), soft.chunk(2), self.reverse, label != IGNORE if self.mask_void else None)
     backward(sum(terms.values()), " + ".join(terms))
     return terms, first, second, {k: v.chunk(2)[1] for k, v in taps.items()}

@@ -252,6 +252,7 @@ def fuse(logits,           # list of [B,C,H,W], one for each teacher
     "Average of several teachers' probabilities (our choice; the paper's fusion is unknown)."
     if how not in ("mean", "confidence"): raise ValueError(f'fusion is "mean" or "confidence", not {how!r}')
     p = [z.float().softmax(1) for z in logits]
+    if len(p) == 1: return p[0]
     a = [1.0 if how == "mean" else mean_over_processes((x.amax(1) >= threshold).float().mean()) + 1e-6 for x in p]
     return sum(w * x for w, x in zip(a, p)) / sum(a)
 
@@ -318,7 +319,7 @@ class FineTuning(Method):
     @torch.no_grad()
     def teach(self, x):  # -> logits of one teacher or log-probabilities of several [B,C,H,W], hard labels uint8 [B,H,W], 1 inside the margins [B,H,W], share q of sure pixels
         logits = [at_scale(self.nets[n], x, s) for n, s in zip(self.frozen, self.scales)]
-        soft = logits[0].float().softmax(1) if len(logits) == 1 else fuse(logits, self.fusion, self.threshold)
+        soft = fuse(logits, self.fusion, self.threshold)
         p, hard = soft.max(1)
         inside, (top, bottom) = torch.ones_like(p), self.margins
         inside[:, :top] = 0

@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from ..data.augment import photometric, random_scale
 from ..data.batches import Stream, Uniform, in_order, role_rng
 from ..data.datasets import Resized, Subset, fit_inside
+from ..data.labels import IGNORE
 from ..learn.dense_kd import Adapter, DenseKD, Memory
 from ..learn.fit import Method, Optim, Stage, to_device
 from ..learn.losses import cross_entropy, feature_mse
-from ..learn.metrics import Tally, count_pairs
+from ..learn.metrics import Tally, image_iou
 from ..learn.rows import row, seeded
 from ..nets.backbones import BACKBONES, Backbone, BasicBlock, Bottleneck, resnet
 from ..nets.heads import HEADS, Head
@@ -183,9 +184,12 @@ class Imitation(Method):
         front = teacher.split(at)[0].eval()
         super().__init__(student=student, teacher=front, adapter=Adapter(width_at(student, at), width_at(teacher, at)))
         self.parts, self.kind, self.disturb, self.photo, self.zoom = student.split(at), kind, disturb, photo or {}, zoom
-        self.memory = Memory(lambda x: (front(x).map,), remember)
+        self.memory = Memory(self.answer, remember)
 
     def groups(self): return {"main": [self.parts[0], self.nets["adapter"]]}
+
+    @torch.no_grad()
+    def answer(self, x): return (self.nets["teacher"](x).map,)
 
     def step(self, batch, backward):
         loss, got, wanted = self.imitate(batch.pool, batch.generator)
@@ -193,8 +197,8 @@ class Imitation(Method):
         return {"mimic": loss, "explained": ExplainedShare(wanted.shape[1]).update(got, wanted).share}
 
     def imitate(self, data, g):  # -> loss, student's map, teacher's map
-        image = data.image if self.zoom is None else random_scale(data.image, None, g, self.zoom)[0]
-        with torch.no_grad(): wanted = self.memory(image)[0] if self.zoom is None else self.nets["teacher"](image).map
+        image, ask = (data.image, self.memory) if self.zoom is None else (random_scale(data.image, None, g, self.zoom)[0], self.answer)
+        wanted, = ask(image)
         seen = photometric(image, g, **self.photo) if self.disturb else image
         got = self.nets["adapter"](self.parts[0](seen).map, wanted)
         return imitation(got, wanted, self.kind), got, wanted
@@ -421,9 +425,9 @@ def image_scores(predictions,  # list of ids [H,W], such as `evaluate(..., predi
     "Mean IoU over the classes of each image's own truth, and its pixel accuracy (our definition)."
     m, a = np.full(len(predictions), np.nan), np.full(len(predictions), np.nan)
     for i, pred in enumerate(predictions):
-        counts = count_pairs(pred, dataset.label(i), len(dataset.space), dataset.key(i)).double()
-        there, hit = counts.sum(1) > 0, counts.diagonal()
-        if there.any(): m[i], a[i] = (hit / (counts.sum(0) + counts.sum(1) - hit))[there].mean(), hit.sum() / counts.sum()
+        label = dataset.label(i)
+        m[i] = image_iou(pred, label, len(dataset.space), dataset.key(i), of="truth")
+        if (known := label != IGNORE).any(): a[i] = (pred == label)[known].mean()
     return m, a
 
 def hp_accuracy(scores, tau): return float(np.mean(scores[~np.isnan(scores)] >= tau))  # [N] -> share of the images
@@ -451,10 +455,11 @@ def precision_table(scores,    # {row: {seed: m [N]}}
 def print_precision(scores, baseline, fixed=(0.3, 0.4, 0.5)):
     "`precision_table` as text, with further fixed thresholds."
     rows = precision_table(scores, baseline)
-    lines = [f"{'row':26}{'seeds':>6}{'mean m':>8}{'HP-Acc':>8}{'gain':>7}{'V x 1e4':>9}{'V ratio':>9}" + "".join(f"{f'@{t:g}':>8}" for t in fixed)]
+    wide = max(26, *(len(r["row"]) + 2 for r in rows), 0)
+    lines = [f"{'row':{wide}}{'seeds':>6}{'mean m':>8}{'HP-Acc':>8}{'gain':>7}{'V x 1e4':>9}{'V ratio':>9}" + "".join(f"{f'@{t:g}':>8}" for t in fixed)]
     for r in rows:
         at = "".join(f"{100 * np.mean([hp_accuracy(m, t) for m in scores[r['row']].values()]):8.1f}" for t in fixed)
-        lines.append(f"{r['row']:26}{r['seeds']:6}{100 * r['mean']:8.1f}{100 * r['hp']:8.1f}{100 * r['hp_gain']:+7.1f}{1e4 * r['variance']:9.1f}{r['ratio']:9.2f}{at}")
+        lines.append(f"{r['row']:{wide}}{r['seeds']:6}{100 * r['mean']:8.1f}{100 * r['hp']:8.1f}{100 * r['hp_gain']:+7.1f}{1e4 * r['variance']:9.1f}{r['ratio']:9.2f}{at}")
     return "\n".join(lines + [f"m: an image's mean IoU over the classes of its truth; HP-Acc: images (%) with m of at least {rows[0]['tau']:.3f}, which a quarter of {baseline}'s reach; V: variance of m over images"])
 
 def show_precision(scores):  # {row: {seed: m [N]}}
