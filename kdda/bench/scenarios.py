@@ -236,7 +236,7 @@ WORDS = {   # what a domain calls the world's 19 classes
 
 def _source(domain, into, role, scale):
     "The source's frames, of which there are few; `target` are the same ones."
-    return Mapped(world_data(domain, role, replace(scale, n_train=max(2, scale.n_train // 4))), into)
+    return Mapped(world_data(domain, role, replace(scale, n_train=max(2, scale.n_train // 32))), into)
 
 def _in_other_words(domain, words, into, role, scale, seed):
     "Frames of other streets: to train on in words of their own, to score in the scenario's."
@@ -245,7 +245,7 @@ def _in_other_words(domain, words, into, role, scale, seed):
     truth = Mapped(world, into)
     return truth if test else Related(Mapped(world, words), words.inverse().then(into), truth)
 
-_URBAN = {"country": ("country", WORDS["categories"]), "rain": ("rain", WORDS["fine"]), "night": ("night", WORDS["motor"])}
+_URBAN = {d: (blend("city", d, 0.5, 0.5, 0.5), WORDS[words]) for d, words in (("country", "categories"), ("rain", "fine"), ("night", "motor"))}
 _OFFROAD = {"dusk": (blend("country", "dusk", appearance=1), WORDS["traversable"]), "rain": (blend("country", "rain", appearance=1), WORDS["fine"]),
             "fog": (blend("country", "fog", appearance=1), WORDS["upright"])}
 
@@ -253,7 +253,7 @@ def _united_world(domain, related, into, role, scale):
     name = role.partition(" ")[0]
     return _in_other_words(*related[name], into, role, scale, 1 + list(related).index(name)) if name in related else _source(domain, into, role, scale)
 
-@scenario("urban_world", "embedded world: the city in 16 classes; country, rain and night in words of their own", URBAN.target, related=tuple(_URBAN), overrides=_WORLD)
+@scenario("urban_world", "embedded world: few frames of the city, in 16 classes; streets halfway to country, rain and night, in words of their own", URBAN.target, related=tuple(_URBAN), overrides=_WORLD)
 def urban_world(role, scale, root): return _united_world("city", _URBAN, URBAN, role, scale)
 
 @scenario("offroad_world", "embedded world: country tracks in 8 classes; dusk, rain and fog in words of their own", OFFROAD.target, related=tuple(_OFFROAD), overrides=_WORLD)
