@@ -20,6 +20,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -37,7 +38,7 @@ class Refused(Exception):
 class Archive:
     "A file that a dataset is published in."
     name: str                 # or a pattern, for those of many parts
-    url: str | None = None    # where it is had without a login
+    url: str | tuple | None = None    # where it is had without a login; several addresses: of its parts, in order
     sha256: str | None = None # where it is known
     below: str = ""           # the part of the archive that is wanted; it is taken off the paths
     into: str = ""            # folder of the root that it goes to
@@ -49,6 +50,41 @@ class Archive:
 def fetch(url, file, sha256=None, tries=5, wait=1., timeout=30, say=print):
     "Download to `file`, going on where an earlier attempt stopped; whole and verified before it gets its name."
     if file.exists(): return verify(file, sha256)
+    part, about = _receive_all(url, file, tries, wait, timeout, say)
+    try:
+        check_archive(part, file.name, to_the_end=_note(about).get("total") is None)
+        verify(part, sha256)
+    except Refused:
+        _forget(part, about)
+        raise
+    about.unlink(missing_ok=True)
+    os.replace(part, file)
+
+
+def fetch_parts(urls, file, sha256=None, **options):
+    "`fetch` of an archive that is published in parts: each goes on where it stopped, then they are joined."
+    if file.exists(): return verify(file, sha256)
+    whole, pieces = file.with_name(file.name + ".part"), [file.with_name(f"{file.name}.{k}.part") for k in range(len(urls))]
+    for url, piece in zip(urls, pieces):
+        if piece.exists(): continue
+        part, about = _receive_all(url, piece, **options)
+        about.unlink(missing_ok=True)
+        os.replace(part, piece)
+    with open(whole, "wb") as out:
+        for piece in pieces:
+            with open(piece, "rb") as f: shutil.copyfileobj(f, out, PIECE)
+    try:
+        check_archive(whole, file.name, to_the_end=True)
+        verify(whole, sha256)
+    except Refused:
+        _forget(whole, *pieces)
+        raise
+    os.replace(whole, file)
+    _forget(*pieces)
+
+
+def _receive_all(url, file, tries=5, wait=1., timeout=30, say=print):
+    "-> the whole file under its passing name, and what is noted about it."
     file.parent.mkdir(parents=True, exist_ok=True)
     part, about, failure = file.with_name(file.name + ".part"), file.with_name(file.name + ".part.json"), None
     for attempt in range(tries):
@@ -57,21 +93,13 @@ def fetch(url, file, sha256=None, tries=5, wait=1., timeout=30, say=print):
             time.sleep(wait * 2 ** (attempt - 1))
         try:
             _receive(url, part, about, timeout, say)
-            break
+            return part, about
         except HTTPError as e:
             failure = f"the server says {e.code} {e.reason}"
             if 400 <= e.code < 500 and e.code not in (408, 416, 429): raise Refused(f"{url}: {failure}") from None
             if e.code == 416: _forget(part, about)
-        except (URLError, OSError, _Short) as e: failure = str(getattr(e, "reason", e)) or type(e).__name__
-    else: raise Refused(f"{url}: {failure}; {_size(part)} bytes are kept in {part}, run the same command again to go on")
-    try:
-        check_archive(part, file.name, to_the_end=json.loads(about.read_text())["total"] is None)
-        verify(part, sha256)
-    except Refused:
-        _forget(part, about)
-        raise
-    about.unlink(missing_ok=True)
-    os.replace(part, file)
+        except (URLError, OSError, HTTPException, _Short) as e: failure = str(getattr(e, "reason", e)) or type(e).__name__
+    raise Refused(f"{url}: {failure}; {_size(part)} bytes are kept in {part}, run the same command again to go on")
 
 
 class _Short(Exception): pass
@@ -81,10 +109,20 @@ def _size(file): return file.stat().st_size if file.exists() else 0
 def _forget(*files):
     for f in files: f.unlink(missing_ok=True)
 
+def _note(file):
+    "What was noted, if it can be read."
+    try: return json.loads(file.read_text())
+    except (OSError, ValueError): return {}
+
+def _write_note(file, note, **options):
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(note, **options))
+    os.replace(part, file)
+
 
 def _receive(url, part, about, timeout, say):
     "One attempt: append what is missing to `part`."
-    have, known = _size(part), json.loads(about.read_text()) if about.exists() else {}
+    have, known = _size(part), _note(about)
     if have and not known.get("tag"): have = 0             # nothing says that the rest would be of the same file
     headers = {"User-Agent": "kdda data scripts"} | ({"Range": f"bytes={have}-", "If-Range": known["tag"]} if have else {})
     with urlopen(Request(url, headers=headers), timeout=timeout) as answer:
@@ -99,7 +137,7 @@ def _receive(url, part, about, timeout, say):
             total = int(span[3])
         else: have, total = 0, None if total is None else int(total)
         tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-        about.write_text(json.dumps({"url": url, "tag": None if tag is None or tag.startswith("W/") else tag, "total": total}))
+        _write_note(about, {"url": url, "tag": None if tag is None or tag.startswith("W/") else tag, "total": total})
         if total and shutil.disk_usage(part.parent).free < total - have: raise Refused(f"{url}: {total - have} bytes are missing, more than there is room for in {part.parent}")
         with open(part, "ab" if have else "wb") as out:
             shown = have
@@ -165,7 +203,7 @@ def unpack(file, root, below="", into="", most=None, ratio=200):
     most = shutil.disk_usage(root).free if most is None else most
     try:
         with (_Zip if zipfile.is_zipfile(file) else _Tar)(file) as archive:
-            total, wanted, seen = 0, [], set()
+            total, wanted, seen, folders = 0, [], set(), set()
             for entry, name, size in archive.entries():
                 total += max(size, 0)
                 if total > most: raise Refused(f"{file}: it unpacks to more than {most} bytes")
@@ -174,6 +212,8 @@ def unpack(file, root, below="", into="", most=None, ratio=200):
                 if target is None: continue
                 if target in seen: raise Refused(f"{file}: {name!r} is in it twice")
                 seen.add(target)
+                folders.update(target.parents)
+                if target in folders or not seen.isdisjoint(target.parents): raise Refused(f"{file}: {name!r} is a file and a folder in it")
                 wanted.append((entry, target, size))
             if below and not wanted: raise Refused(f"{file}: there is no {below!r} in it")
             for n, (entry, target, size) in enumerate(wanted):
@@ -286,10 +326,10 @@ def how_to(layout, archives, access, steps, note):
 def download(archives, folder):
     "Fetch the archives that have an address."
     free = [a for a in archives if a.url]
-    if not free: print("nothing of it may be had without a login; see the steps")
+    if not free: print("no address of its archives is known here; see the steps")
     for a in free:
         print(f"{a.name} from {a.url}")
-        fetch(a.url, folder/a.name, a.sha256)
+        (fetch if isinstance(a.url, str) else fetch_parts)(a.url, folder/a.name, a.sha256)
 
 
 def _known(archives, there, root):
@@ -302,7 +342,7 @@ def _known(archives, there, root):
 def unpack_all(archives, folder, root):
     "Unpack the archives that are there, except those of which `.unpacked.json` says that they are done."
     done_file = root/".unpacked.json"
-    done = json.loads(done_file.read_text()) if done_file.is_file() else {}
+    done = _note(done_file)
     there = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.endswith((".part", ".part.json"))) if folder.is_dir() else []
     for f in there:
         if not any(fnmatch(f.name, a.name) for a in archives if not a.within): print(f"{f.name}: no archive of this dataset is called so; left alone")
@@ -313,6 +353,4 @@ def unpack_all(archives, folder, root):
         n = unpack(f, root, a.below, a.into)
         print(f"{f.name}: {n} files unpacked, SHA-256 {digest}")
         done[f.name] = state + [digest]
-        part = done_file.with_name(f".unpacked.{os.getpid()}.part")
-        part.write_text(json.dumps(done, indent=1))
-        os.replace(part, done_file)
+        _write_note(done_file, done, indent=1)

@@ -4,15 +4,11 @@
 """
 from common import Archive, main
 
+ADDRESS = "http://deepscene.cs.uni-freiburg.de/static/datasets/freiburg_forest_annotated.tar.gz"
 ARCHIVES = [
-    Archive("freiburg_forest_annotated.tar.gz", below="freiburg_forest_annotated"),
+    Archive("freiburg_forest_annotated.tar.gz", tuple(f"{ADDRESS}.part-{p}" for p in ("aa", "ab", "ac")), below="freiburg_forest_annotated"),
 ]
 
 if __name__ == "__main__":
     main("freiburg_forest", ARCHIVES,
-         access="free, no login; the archive is in three parts",
-         steps="""
-            mkdir -p {root}/archives && cd {root}/archives
-            for p in aa ab ac; do curl -O http://deepscene.cs.uni-freiburg.de/static/datasets/freiburg_forest_annotated.tar.gz.part-$p; done
-            cat freiburg_forest_annotated.tar.gz.part-* > freiburg_forest_annotated.tar.gz
-         """)
+         access="free, no login; the archive is in three parts")

@@ -441,6 +441,15 @@ def test_stamps_go_through_wrappers_but_not_to_unlabelled_frames(tmp_path):
     assert not hasattr(Unlabelled(ds), "stamp") and not hasattr(InMemory(ds), "stamp")
 
 
+@pytest.mark.parametrize("name, kind, other", [("coco", CocoPanoptic, "*.json"), ("wilddash2", CocoPanoptic, "*.json"), ("nuimages", Rle, "surface_ann.json")])
+def test_stamps_change_with_the_file_beside_the_label(name, kind, other, tmp_path):
+    split = next(iter(layouts()[name].splits))
+    write_frames(World("city", n=2, size=SIZE), name, tmp_path, split, kind=kind)
+    before = Folder(name, tmp_path, split).stamp(0)
+    assert Folder(name, tmp_path, split).stamp(0) == before
+    for f in tmp_path.rglob(other): f.write_text(f.read_text() + " ")
+    assert Folder(name, tmp_path, split).stamp(0) != before
+
 def test_rare_classes_on_disk_use_the_kept_counts(tmp_path):
     World("city", n=6, size=SIZE).export("cityscapes", tmp_path)
     sampler = RareClass(.1, 4, 1, cache=str(tmp_path/"counts.npz"))

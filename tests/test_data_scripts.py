@@ -174,6 +174,7 @@ HOSTILE = {
     "hard link": lambda d: [tarred(d/"a.tgz", [GOOD, ("images/l", b"", tarfile.LNKTYPE, "../../etc/passwd")])],
     "device": lambda d: [tarred(d/"a.tgz", [GOOD, ("images/zero", b"", tarfile.CHRTYPE)]), tarred(d/"b.tgz", [GOOD, ("images/pipe", b"", tarfile.FIFOTYPE)])],
     "twice": lambda d: [tarred(d/"a.tgz", [GOOD, GOOD])],
+    "file and folder": lambda d: [zipped(d/"a.zip", [GOOD, ("a", b"x"), ("a/b", b"x")]), tarred(d/"a.tgz", [GOOD, ("a/b", b"x"), ("a", b"x")])],
     "folder climbs": lambda d: [tarred(d/"a.tgz", [GOOD, ("../evil", b"", tarfile.DIRTYPE)])]}
 
 @pytest.mark.parametrize("how", HOSTILE)
@@ -294,11 +295,16 @@ class Answer(BaseHTTPRequestHandler):
         if mood == "login": return self.send(200, PAGE, {"Content-Type": "text/html; charset=utf-8"})
         if mood == "login as zip": return self.send(200, PAGE, {"Content-Type": "application/zip"})
         if mood in ("403", "404", "503"): return self.send(int(mood), b"no", {})
+        if mood == "gibberish":
+            self.wfile.write(b"what?\r\n\r\n")
+            self.close_connection = True
+            return
         start = int(span[6:-1]) if span and mood != "no ranges" and self.headers.get("If-Range") == s.tag else 0
         if start >= len(s.data): return self.send(416, b"", {})
         head = {"Content-Type": "application/zip", "ETag": s.tag}
         if start: head["Content-Range"] = f"bytes {start + (1 if mood == 'elsewhere' else 0)}-{len(s.data) - 1}/{len(s.data)}"
         body = s.data[start:]
+        if mood == "breaks off": return self.send(200, b"%x\r\n" % len(body) + body[:len(body) // 2], head | {"Transfer-Encoding": "chunked"}, None)
         sent = {"drops": body[:max(1, len(body) // 2)], "cut": body[:-50]}.get(mood, body)
         self.send(206 if start else 200, sent, head, len(body) if mood != "cut" else None)
     def send(self, status, body, head, length=...):
@@ -343,6 +349,29 @@ def test_an_interrupted_download_goes_on_in_the_next_run(serve, tmp_path):
     get(s, tmp_path/"a.zip")
     assert (tmp_path/"a.zip").read_bytes() == s.data and s.asked[-1] == f"bytes={len(s.data) // 2}-"
 
+def test_a_note_that_cannot_be_read_is_no_note(serve, tmp_path):
+    s = serve("drops", "503")
+    with pytest.raises(Refused): get(s, tmp_path/"a.zip", tries=2)
+    (tmp_path/"a.zip.part.json").write_text("")
+    s.moods = ["good"]
+    get(s, tmp_path/"a.zip")
+    assert (tmp_path/"a.zip").read_bytes() == s.data and s.asked[-1] is None        # begun again: nothing says of which file the first half is
+
+def test_an_archive_in_parts(tmp_path):
+    whole = tarred(tmp_path/"origin.tgz", [("a", os.urandom(50_000)), ("b", os.urandom(50_000))]).read_bytes()
+    servers = [Server(whole[:40_000], ["good"]), Server(whole[40_000:70_000], ["drops", "503"]), Server(whole[70_000:], ["good"])]
+    urls, quiet = [s.url for s in servers], dict(wait=0, timeout=5, say=lambda *_: None)
+    with pytest.raises(Refused, match="run the same command again"): common.fetch_parts(urls, tmp_path/"d/a.tgz", tries=2, **quiet)
+    assert not (tmp_path/"d/a.tgz").exists()
+    servers[1].moods = ["good"]
+    common.fetch_parts(urls, tmp_path/"d/a.tgz", **quiet)
+    assert (tmp_path/"d/a.tgz").read_bytes() == whole and [f.name for f in (tmp_path/"d").iterdir()] == ["a.tgz"]
+    assert [len(s.asked) for s in servers] == [1, 3, 1] and servers[1].asked[-1] == "bytes=15000-"
+    common.fetch_parts([servers[0].url], tmp_path/"d/a.tgz", **quiet)              # what is there is not fetched again
+    with pytest.raises(Refused, match="cut off"): common.fetch_parts(urls[:2], tmp_path/"d/b.tgz", **quiet)
+    assert [f.name for f in (tmp_path/"d").iterdir()] == ["a.tgz"]
+    for s in servers: s.shutdown(); s.server_close()
+
 def test_a_file_that_changed_meanwhile_is_begun_again(serve, tmp_path):
     s = serve("drops", "503")
     with pytest.raises(Refused): get(s, tmp_path/"a.zip", tries=2)
@@ -350,7 +379,7 @@ def test_a_file_that_changed_meanwhile_is_begun_again(serve, tmp_path):
     get(s, tmp_path/"a.zip")
     assert (tmp_path/"a.zip").read_bytes() == s.data
 
-@pytest.mark.parametrize("moods", [("drops", "no ranges"), ("drops", "elsewhere", "good")])
+@pytest.mark.parametrize("moods", [("drops", "no ranges"), ("drops", "elsewhere", "good"), ("breaks off", "good"), ("gibberish", "good")])
 def test_servers_that_do_not_go_on_where_they_should(moods, serve, tmp_path):
     s = serve(*moods)
     get(s, tmp_path/"a.zip")

@@ -60,6 +60,7 @@ def section(readme, scenario):
 
 def test_readme_is_made_from_the_index_notebook_and_the_results():
     import json
+    from kdda.bench.report import claims_table
     from kdda.bench.runs import load_results, table
     from kdda.bench.scenarios import SCENARIOS
     readme, index = (ROOT / "README.md").read_text(), json.loads((ROOT / "nbs" / "index.ipynb").read_text())
@@ -69,6 +70,9 @@ def test_readme_is_made_from_the_index_notebook_and_the_results():
         for r in table(found) if (found := load_results(scenario, results=ROOT / "results")) else []:
             lines = [line for line in section(readme, scenario) if line.startswith(f"| {r['method']} |")]
             assert any(f"| {r['seeds']} | {r['miou']:.1f} ± {r['std']:.1f} |" in line for line in lines), f"README.md is behind results/, {scenario}, {r['method']}: make readme"
+            if r["fair"] == r["fair"] and r["against"] != r["method"]:
+                for line in lines: assert line.count("|") != 7 or f"{r['fair']:+.1f} ± {r['fair_std']:.1f} ({r['against']})" in line, f"README.md is behind results/, {scenario}, {r['method']}: make readme"
+    assert claims_table(ROOT / "results", every=False) in readme, "README.md is behind the claims: make readme"
 
 def test_rooms_import_only_from_rooms_before():
     order = {"data": 0, "nets": 1, "learn": 2, "papers": 3, "bench": 4, "deploy": 5}

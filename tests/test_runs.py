@@ -98,7 +98,7 @@ def test_a_failed_run_leaves_its_error_and_does_not_stop_the_rest(tmp_path):
     assert "none of the 1 checkpoints is intact" in (bad.folder / "error.txt").read_text()
 
 def fake(method, seed, miou, **more):
-    return {"scenario": "s", "scale": "laptop", "steps": 5, "seed": seed, "method": method, "params": {"options": {}, "steps": 5, **more.pop("params", {})}, "scores": {"miou": miou}, "scored_on": {"images": 1, "data": "d"}, **more}
+    return {"scenario": "s", "scale": "laptop", "steps": 5, "seed": seed, "method": method, "params": {"options": {}, "steps": 5, **more.pop("params", {})}, "scores": {"miou": miou}, "student": {"name": "n", "params": 10**6, "macs": 10**7}, "scored_on": {"images": 1, "data": "d"}, **more}
 
 def test_table_pairs_by_seed():
     rows = table([fake("source_only", 0, 0.40), fake("source_only", 1, 0.50), fake("dacs", 0, 0.46), fake("dacs", 1, 0.54)])
@@ -129,6 +129,11 @@ def test_label_says_what_sets_a_run_apart():
 
 def test_every_row_names_a_fair_baseline_that_exists():
     for r in all_rows().values(): assert r.against.split()[0] in all_rows(), r.name
+
+@pytest.mark.parametrize("name, option", [(name, o) for name, r in all_rows().items() for o in r.choices])
+def test_an_option_that_has_choices_is_refused_before_anything_is_trained(name, option, tmp_path):
+    with pytest.raises(ValueError, match=f"no {option} of {name} called 'nonsense'"): Run(name, scale="smoke", out=tmp_path, options={option: "nonsense"})
+    assert all_rows()[name].options[option] in all_rows()[name].choices[option] and not list(tmp_path.iterdir())
 
 def test_unseen_domains_are_scored_and_no_stream_sees_them(tmp_path):
     run = Run("source_only", out=tmp_path, **SMALL)

@@ -13,26 +13,34 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 TRAIN = """
     import sys, torch
     torch.set_num_threads(1)
-    import kdda.learn.selftrain as selftrain, kdda.papers.diga as diga, kdda.papers.duda as duda
+    import kdda.learn.selftrain as selftrain, kdda.papers.diga as diga, kdda.papers.dkd as dkd, kdda.papers.duda as duda, kdda.papers.lsu as lsu, kdda.papers.spirit as spirit
     from kdda.data.batches import RareClass, Stream
+    from kdda.data.labels import CITYSCAPES_19, LabelMap
     from kdda.data.world import World
     from kdda.learn.fit import Optim, fit, init_distributed
     from kdda.nets.segmenter import segmenter
     from safetensors.torch import save_file
     odd = lambda label, generator, **classes: label % 2 == 1
     still = lambda x, generator, *a, **k: x
-    for m in (selftrain, duda, diga):
+    for m in (selftrain, duda, diga, lsu, spirit):
         for name, f in (("photometric", still), ("class_mask", odd), ("half_of_the_values", odd), ("domain_random", lambda x, generator, beta, **k: (1 - beta) * x + beta * x.flip(3)),
                         ("block_mask", lambda shape, block, ratio, generator, device: torch.arange(shape[-1]).div(8).int().remainder(2).bool().expand(shape[0], *shape[-2:]))):
             if hasattr(m, name): setattr(m, name, f)
     rank, world = init_distributed()
-    def net(seed):
+    from kdda.nets.heads import AuxHead
+    def net(seed, name="resnet10_nano+segformer:16"):
         torch.manual_seed(10 * rank + seed)   # rank 0's weights must win
-        n = segmenter("resnet10_nano+segformer:16")
+        n = segmenter(name)
         for d in n.modules():
             if isinstance(d, (torch.nn.Dropout, torch.nn.Dropout2d)): d.p = 0.0
         n.head.classifier.weight.data.mul_(30)   # sure enough for a confidence weight between 0 and 1
         return n
+    def distilled():
+        student, teacher = net(0), net(1)
+        method = dkd.DKD(student, teacher, AuxHead(teacher.backbone.channels, 19), width=8, layers=3)
+        for d in method.modules():
+            if isinstance(d, (torch.nn.Dropout, torch.nn.Dropout2d)): d.p = 0.0
+        return method, dict(source=source(), target=target(labelled=False))
     game, city = (World(d, n=16, size=(32, 64)).render() for d in ("game", "city"))
     source = lambda **k: Stream(game, 4, rank=rank, world=world, **k)
     target = lambda **k: Stream(city, 4, role="target", rank=rank, world=world, **k)
@@ -44,15 +52,19 @@ TRAIN = """
         "self-training": lambda: (selftrain.SelfTraining(net(0), ema_decay=0.9, threshold=0.15, mic=1.0), dict(source=source(sampler=rare, crop=(24, 48)), target=target(labelled=False, crop=(24, 48)))),
         "duda": lambda: (duda.FineTuning(net(0), [net(1), net(2)], fusion="confidence", threshold=0.064, inconsistency="jsd", decay=0.5, every=2), dict(source=source(), target=target(labelled=False))),
         "pre-adaptation": lambda: (duda.PreAdaptation(net(0), net(1), ema_decay=0.9, threshold=0.15), dict(source=source(), target=target(labelled=False))),
+        "dkd": distilled,
+        "sets": lambda: (lsu.SetLearning(net(0), LabelMap.identity(CITYSCAPES_19)), dict(mixture=source())),
+        "imitation": lambda: (spirit.Imitation(net(0), net(1)), dict(pool=target(labelled=False))),
+        "transfer": lambda: (spirit.Transfer(net(0, "resnet10_nano+deeplabv3:16")), dict(target=target())),
         "diga": lambda: (diga.DiGA(net(0), *centroids, momentum=0.2, ema_decay=0.9), dict(source=source(), target=target())),
     }
     sgd = Optim("sgd", lr=0.002, schedule="constant")
     for name, make in jobs.items():
         m, streams = make()
-        h = fit(m, streams, 4, folder=f"{sys.argv[1]}/{name}", optim={"main": sgd, "large": sgd}, clip=1.0, accumulate=2 if name == "supervised" else 1, log_every=1, progress=False)
+        h = fit(m, streams, 4, folder=f"{sys.argv[1]}/{name}", optim={"main": sgd, "large": sgd, "judge": sgd, "front": sgd}, clip=1.0, accumulate=2 if name == "supervised" else 1, log_every=1, progress=False)
         save_file({k: v.contiguous().clone() for k, v in m.state_dict().items()}, f"{sys.argv[1]}/{name}-{rank}.safetensors")
 """
-NAMES = ("supervised", "statistics", "self-training", "duda", "pre-adaptation", "diga")
+NAMES = ("supervised", "statistics", "self-training", "duda", "pre-adaptation", "dkd", "sets", "imitation", "transfer", "diga")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -80,7 +92,9 @@ def test_two_processes_make_what_one_makes(name, trained):
 def test_losses_agree_and_rank_0_alone_writes(name, trained):
     one, two = (History.from_csv(trained / n / name / "history.csv") for n in ("one", "two"))
     assert len(one) == len(two) == 4
-    for a, b in zip(one, two): assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
+    for a, b in zip(one, two):
+        own = {"explained"}                        # a share of variance, of each process's own images
+        assert {k: v for k, v in a.items() if k not in own} == pytest.approx({k: v for k, v in b.items() if k not in own}, rel=1e-3, abs=1e-5)
     if "q" in one[0]: assert any(0 < row["q"] < 1 for row in one)
     assert sorted(p.name for p in (trained / "two" / name / "checkpoints").iterdir()) == ["step_00000004"]
 

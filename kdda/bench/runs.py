@@ -33,7 +33,7 @@ from ..nets.segmenter import segmenter
 def _choice(what, value, names):
     if value in names: return value
     near = difflib.get_close_matches(str(value), names, n=1)
-    raise ValueError(f"no {what} called {value!r}" + (f"; did you mean {near[0]!r}?" if near else "." if names else "") + (f" There are: {', '.join(sorted(names))}" if names else "; there is none"))
+    raise ValueError(f"no {what} called {value!r}" + (f"; did you mean {near[0]!r}?" if near else "." if names else "") + (f" There are: {', '.join(n or '(empty)' for n in sorted(names))}" if names else "; there is none"))
 
 def all_rows():  # -> {name: Row}
     "The register of rows, the papers' included, and yours (see `import_yours`)."
@@ -91,6 +91,7 @@ class Run:
         self.weights, self.teacher_weights, self.options = weights, teacher_weights, {**self.row.options, **(options or {})}
         self.data_root, self.out, self.benchmark = data_folder(data_root), Path(out), benchmark
         for o in self.options: _choice(f"option of {method}", o, list(self.row.options))
+        for o, known in self.row.choices.items(): _choice(f"{o} of {method}", self.options[o], known)
         if "of" in self.options: _choice(f"row for {method} to start from", self.options["of"], all_rows())
         for w in (weights, teacher_weights):
             if w not in (None, "torchvision") and not Path(w).is_file(): raise FileNotFoundError(f"weights = {w}: no such file; give a file of backbone weights, or \"torchvision\"")
@@ -492,15 +493,17 @@ def show_table(metrics, baseline="source_only"):
     num = lambda v, sign="": "" if math.isnan(v) else f"{v:{sign}.1f}"
     rows = table(metrics, baseline)
     wide = max(24, *(len(r["method"]) + 2 for r in rows))
-    lines = [f"{'method':{wide}}{'seeds':>6}{'mIoU':>8}{'std':>7}{'gain':>8}{'std':>7}"]
+    student = {label(m): m["student"] for m in metrics if m}
+    lines = [f"{'method':{wide}}{'seeds':>6}{'params':>8}{'MACs':>7}{'mIoU':>8}{'std':>7}{'gain':>8}{'std':>7}"]
     for r in rows:
         own = r["against"] not in (None, baseline, r["method"]) and not math.isnan(r["fair"])
         fair = f"   {num(r['fair'], '+')} (std {num(r['fair_std']) or '-'}) over {r['against']}" if own else ""
-        lines.append(f"{r['method']:{wide}}{r['seeds']:6}{num(r['miou']):>8}{num(r['std']):>7}{num(r['gain'], '+'):>8}{num(r['gain_std']):>7}{fair}")
+        size = f"{student[r['method']]['params'] / 1e6:8.2f}{student[r['method']]['macs'] / 1e6:7.0f}"
+        lines.append(f"{r['method']:{wide}}{r['seeds']:6}{size}{num(r['miou']):>8}{num(r['std']):>7}{num(r['gain'], '+'):>8}{num(r['gain_std']):>7}{fair}")
     m = next(m for m in metrics if m)
     guess = m["scores"].get("majority_guess")
-    if guess: lines.append(f"{'everything ' + guess['class']:{wide}}{'':6}{num(100 * guess['miou']):>8}")
-    return "\n".join(lines + [f"mIoU in points on {m['scored_on']['images']} test images of {m['scored_on']['data']}, last checkpoint of the student; scenario {m['scenario']}, scale {m['scale']}, "
+    if guess: lines.append(f"{'everything ' + guess['class']:{wide}}{'':21}{num(100 * guess['miou']):>8}")
+    return "\n".join(lines + [f"parameters and multiply-adds of a frame in millions; mIoU in points on {m['scored_on']['images']} test images of {m['scored_on']['data']}, last checkpoint of the student; scenario {m['scenario']}, scale {m['scale']}, "
                               f"{m['params']['steps']} steps; gain: paired by seed, to {baseline}; over: likewise, to the row's fair baseline"])
 
 # %% ../../nbs/bench/41_runs.ipynb #31d210bd

@@ -7,7 +7,7 @@ __all__ = ['KEYS', 'GRID', 'ENGINES', 'Job', 'read_sweep', 'Ray', 'Slurm', 'grid
            'probe', 'plan', 'times', 'show_plan', 'plan_sweep']
 
 # %% ../../nbs/bench/42_sweep.ipynb #3766e16d
-import difflib, itertools, json, os, subprocess, sys, tempfile, time
+import difflib, itertools, json, os, subprocess, sys, tempfile, time, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 import torch
@@ -326,6 +326,7 @@ def peak_memory():  # -> bytes that this process has held at most, on its device
 
 def probe(request):  # arguments of `Run` -> dict: parts (this row's last), memory and what there is of it in bytes, device, disk
     "Probe in this process."
+    if request.get("nproc", 1) > 1: warnings.warn(f"nproc = {request['nproc']}: the plan is for one process with the whole batch")
     with tempfile.TemporaryDirectory() as folder:
         run = Probe(**{**request, "out": folder})
         run.finish()

@@ -241,6 +241,7 @@ class CocoPanoptic:
         return ids
 
     def beside(self, file): return (file.parent/self.segments.format(folder=file.parent.name)).resolve()
+    def rests_on(self, file): return [self.beside(file)]
 
     def save(self, file, ids, table, image=""):
         "Write such a file, with one segment for each class, and add it to the JSON file."
@@ -349,11 +350,13 @@ class Rle:
     "nuImages' tables: masks as run lengths in `object_ann.json` and `surface_ann.json`."
     column: str = "nuscenes_name"
 
+    def rests_on(self, file): return [file.with_name(f"{t}.json") for t in ("category", "sample_data", "surface_ann", "object_ann")]
+
     def read(self, file, table, size=None, image=""):
         "Ids of `image`, uint8 [H,W]; `file` is the split's object_ann.json."
         from base64 import b64decode
         file, names = Path(file), table.codes(self.column)
-        masks, ids = _masks(file.parent, *(_state(file.with_name(f"{t}.json")) for t in _TABLES)).get(image, ()), np.full(size, IGNORE, np.uint8)
+        masks, ids = _masks(file.parent, *map(_state, self.rests_on(file))).get(image, ()), np.full(size, IGNORE, np.uint8)
         for name, mask in masks:
             if name not in names: raise _alien(file, f"the category {name!r}", f"{len(names)} categories of {table.name}")
             if not size or tuple(mask["size"]) != tuple(size): raise DataError(file, f"a mask of {image} is {_hw(mask['size'])}, the image is {_hw(size)}", _AGAIN, "wrong size")
@@ -372,8 +375,6 @@ class Rle:
             there = folder/f"{name}.json"
             said = {r["token"]: r for r in (json.loads(there.read_text()) if there.exists() else []) + rows}
             write_whole(there, lambda part: part.write_text(json.dumps(list(said.values()))))
-
-_TABLES = ("category", "sample_data", "surface_ann", "object_ann")
 
 @_once
 def _masks(folder, *state):
@@ -668,8 +669,9 @@ class Folder:
 
     def stamp(self, i):
         "What changes when somebody changes the label of frame i, or how it is read."
-        time, size = _state(self.label_files[i][0])
-        return f"{size} {time} {crc32(self.view.table)}"
+        file, encoding = self.label_files[i]
+        states = dict.fromkeys(map(_state, (file, *getattr(encoding, "rests_on", lambda _: ())(file))))
+        return " ".join(f"{size} {time}" for time, size in states) + f" {crc32(self.view.table)}"
 
     def _ids(self, i, files):
         image = self.samples[i].image

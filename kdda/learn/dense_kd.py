@@ -169,7 +169,7 @@ def cell_for(student, teacher, places):
 
 # %% ../../nbs/learn/26_dense_kd.ipynb #f349cb2c
 @row("dense_kd", "the oracle of the large network distilled into the small one, by a dense loss of choice", teacher=True, against="oracle")
-def dense_kd(task, loss="kl", weight=None, of="oracle"):
+def dense_kd(task, loss: tuple(DENSE)="kl", weight=None, of="oracle"):
     def pair(_):
         teacher = task.finished(of, student=task.teacher_name, weights=task.teacher_weights)
         with seeded(task, "adapters"): return DenseKD(task.net(), teacher, loss, weight, photo=task.scale.photo)

@@ -240,7 +240,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
 def share_batch_norm(module):
     "Let the batch-norm layers of `module` see all processes; their parameters and names stay."
     for m in module.modules():
-        if type(m) is nn.BatchNorm2d: m.__class__ = SharedBatchNorm
+        if isinstance(m, nn.BatchNorm2d): m.__class__ = SharedBatchNorm
 
 def _mean_values(values, device):  # {name: number} -> the same, mean over processes
     return dict(zip(values, mean_over_processes(torch.tensor(list(values.values()), dtype=torch.float32, device=device)).tolist()))

@@ -28,7 +28,15 @@ class Row:
     @property
     def options(self):
         "The row's own options with their defaults."
-        return {k: p.default for k, p in list(inspect.signature(self.stages).parameters.items())[1:]}
+        return {k: p.default for k, p in self._parameters.items()}
+
+    @property
+    def choices(self):
+        "The values that options may have whose annotation is a tuple of them."
+        return {k: p.annotation for k, p in self._parameters.items() if isinstance(p.annotation, tuple)}
+
+    @property
+    def _parameters(self): return dict(list(inspect.signature(self.stages).parameters.items())[1:])
 
 ROWS = {}
 

@@ -10,7 +10,7 @@ from functools import partial
 from types import SimpleNamespace
 from ..learn.rows import align, row
 from .dkd import DKD
-from .duda import after_stage_1, pre_adaptation
+from .duda import KINDS, after_stage_1, pre_adaptation
 
 # %% ../../nbs/papers/35_combinations.ipynb #63860d0a
 @row("skd_duda_stage1", "DUDA's pre-adaptation, its small student warmed up by DiGA's symmetric distillation", teacher=True, against="duda_stage1")
@@ -18,7 +18,7 @@ def skd_duda_stage1(task, scale=1, mic=0.0):
     return pre_adaptation(task, scale, mic, start=lambda steps: task.finished("diga_skd", steps=steps))
 
 @row("skd_duda", "DUDA, its small student warmed up by DiGA's symmetric distillation", teacher=True, against="duda")
-def skd_duda(task, inconsistency="iou", share=0.5):
+def skd_duda(task, inconsistency: KINDS="iou", share=0.5):
     return after_stage_1(task, share, stage_1="skd_duda_stage1", inconsistency=inconsistency)
 
 # %% ../../nbs/papers/35_combinations.ipynb #9d58def2

@@ -229,7 +229,9 @@ def _student(task, parts, weights="size", method=None):
 
 def _taught(task, row="lsu_source", weights="size", **options):
     "Parts labelled by the large network as `row` left it; both rounds of `lsu` have the same options."
-    related = _related(task)             # what cannot be opened fails before a teacher is trained
+    related = _related(task)             # what cannot be opened, or makes no sense, fails before a teacher is trained
+    if weights != "size": dataset_shares([1] * (1 + len(related)), weights)
+    for d in related.values(): Constraint(d.map, **{k: v for k, v in options.items() if k in ("void", "least_mass")})
     teacher = task.finished_run(row, student=task.teacher_name, weights=task.teacher_weights, options=options if row == "lsu" else {})
     net = teacher.load_student()
     if torch.cuda.is_available(): net = net.cuda()
@@ -240,8 +242,7 @@ def _taught(task, row="lsu_source", weights="size", **options):
 def lsu_source(task): return _student(task, [task.data("source")])
 
 @row("lsu_naive", "the union, every label mapped to one class: its commonest in the source, or void where it has a choice", against="lsu_source")
-def lsu_naive(task, ambiguous="commonest", weights="size"):
-    if ambiguous not in ("commonest", "void"): raise ValueError(f'ambiguous is "commonest" or "void", not {ambiguous!r}')
+def lsu_naive(task, ambiguous: ("commonest", "void")="commonest", weights="size"):
     related = _related(task).values()
     counts = class_counts(task.data("source")).sum(0) if ambiguous == "commonest" else None
     return _student(task, [task.data("source"), *(Mapped(d, d.map.choose(counts) if ambiguous == "commonest" else d.map.certain()) for d in related)], weights)
@@ -250,19 +251,19 @@ def lsu_naive(task, ambiguous="commonest", weights="size"):
 def lsu_unconstrained(task, weights="size"): return _taught(task, weights=weights, constrained=False)
 
 @row("lsu", "LSU: the union, labelled by the teacher within the sets that the frames' own labels allow", teacher=True, against="lsu_unconstrained")
-def lsu(task, weights="size", void="mass", least_mass=0.0): return _taught(task, weights=weights, void=void, least_mass=least_mass)
+def lsu(task, weights="size", void: VOIDS="mass", least_mass=0.0): return _taught(task, weights=weights, void=void, least_mass=least_mass)
 
 @row("lsu_soft", "lsu with soft labels: the two best classes within the set, and their shares", teacher=True, against="lsu")
-def lsu_soft(task, weights="size", void="mass", least_mass=0.0): return _taught(task, weights=weights, void=void, least_mass=least_mass, soft=True)
+def lsu_soft(task, weights="size", void: VOIDS="mass", least_mass=0.0): return _taught(task, weights=weights, void=void, least_mass=least_mass, soft=True)
 
 @row("lsu_weighted", "lsu, datasets drawn by the root of their size, the source in a tenth of the batches at least", teacher=True, against="lsu")
-def lsu_weighted(task, weights="sqrt", void="mass", least_mass=0.0): return _taught(task, weights=weights, void=void, least_mass=least_mass)
+def lsu_weighted(task, weights="sqrt", void: VOIDS="mass", least_mass=0.0): return _taught(task, weights=weights, void=void, least_mass=least_mass)
 
 @row("lsu_rounds", "lsu a second time: the labels of a large network that was trained by lsu", teacher=True, against="lsu")
-def lsu_rounds(task, weights="size", void="mass", least_mass=0.0): return _taught(task, "lsu", weights=weights, void=void, least_mass=least_mass)
+def lsu_rounds(task, weights="size", void: VOIDS="mass", least_mass=0.0): return _taught(task, "lsu", weights=weights, void=void, least_mass=least_mass)
 
 @row("lsu_partial", "the union, a loss over sets instead of a teacher (NLL+)", against="lsu_naive")
-def lsu_partial(task, weights="size", void="always"):
+def lsu_partial(task, weights="size", void: VOIDS="always"):
     related = _related(task)
     into, meaning = space_of_sets(task.space, [d.map for d in related.values()], void)
     source = Mapped(task.data("source"), LabelMap(task.space, meaning.source, {c: c for c in task.space.classes}))
