@@ -438,7 +438,7 @@ def test_every_row_runs(row, options, tmp_path):
         for r in ((1, 2) if row == "diga" else (1,)): assert len(list((folder / f"round_{r}" / "pseudo_labels").glob("*.png"))) == 8
 
 def test_unknown_translator_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no translator called 'gann'"): execute(Run("diga", scale="smoke", out=tmp_path, options=dict(translator="gann")), progress=False)
+    with pytest.raises(ValueError, match="no translator of diga called 'gann'; did you mean 'gan'"): execute(Run("diga", scale="smoke", out=tmp_path, options=dict(translator="gann")), progress=False)
 
 def test_the_warm_up_is_trained_once_and_shared(tmp_path):
     rows = [execute(Run(r, scale="smoke", out=tmp_path), progress=False) for r in ("diga_prob", "diga_consensus", "diga")]
