@@ -77,7 +77,7 @@ class Pretend:
         run.folder.mkdir(parents=True, exist_ok=True)
         if isinstance(good, BaseException): raise good
         if good: (run.folder / "metrics.json").write_text(json.dumps({"method": run.row.name, "scenario": run.scenario.name, "scale": run.scale.name, "seed": run.seed, "params": run.identity,
-                                                                      "scores": {"miou": 0.5}, "wall_s": 1, "scored_on": {"images": 1, "data": "d"}}))
+                                                                      "student": {"name": "n", "params": 10**6, "macs": 10**7}, "scores": {"miou": 0.5}, "wall_s": 1, "scored_on": {"images": 1, "data": "d"}}))
         else: (run.folder / "run.log").write_text("Traceback\nValueError: no good\n")
         return [(run, 0 if good else 1)]
 
