@@ -15,7 +15,7 @@ from kdda.learn.losses import cross_entropy
 from kdda.learn.pseudo_labels import PseudoLabelled, mean_probabilities, stored_quality, two_best, write_pseudo_labels
 from kdda.nets.segmenter import segmenter
 from kdda.papers import lsu
-from kdda.papers.lsu import (Constraint, Mixture, PerDataset, agreement, allowed_mass, constrained_argmax, dataset_shares, gain_table, labelled_once, partial_cross_entropy, space_of_sets,
+from kdda.papers.lsu import (Constraint, Mixture, PerDataset, agreement, allowed_mass, by_class, constrained_argmax, dataset_shares, gain_table, labelled_once, partial_cross_entropy, space_of_sets,
                              window)
 
 SIZE, NET = (32, 64), "resnet10_nano+segformer:48"
@@ -189,12 +189,12 @@ def test_soft_labels_are_stored_with_all_looks_and_drawn_by_position(night, tmp_
 
 def test_the_table_of_right_pixels(night, tmp_path):
     free, within = (stored_quality(labelled_once(net(), night, tmp_path, c), night.truth) for c in (False, True))
-    lines = [line.split() for line in gain_table({"night": (free, within)}, URBAN.target).splitlines()]
+    lines = [line.split() for line in gain_table({"night": [by_class(q, URBAN.target) for q in (free, within)]}).splitlines()]
     assert len(lines) == 17 and lines[0][-1] == "night"
     truth, own = (np.stack([d.label(i) for i in range(len(night))]) for d in (night.truth, labelled_once(net(), night, tmp_path)))
     assert float(lines[1][-1]) == pytest.approx(100 * (own[truth == 0] == 0).mean(), abs=0.05)
     free.counts[4] = 0                          # a class that is not there
-    assert gain_table({"night": (free, within)}, URBAN.target).splitlines()[5].split() == ["fence", "-"]
+    assert gain_table({"night": [by_class(q, URBAN.target) for q in (free, within)]}).splitlines()[5].split() == ["fence", "-"]
 
 # the store
 
@@ -339,13 +339,31 @@ def test_the_teacher_is_trained_on_the_source_once_and_its_labels_are_shared(run
     assert len(list((teacher.folder / "labels").glob("*/manifest.json"))) == 9     # three domains: free, constrained and soft; lsu and lsu_weighted use the same
     assert teacher.id != runs["lsu_source"].id
 
-def test_both_rounds_have_the_same_options(runs, monkeypatch):
+def test_all_rounds_have_the_same_options(runs, monkeypatch):
     asked = []
     monkeypatch.setattr(Run, "finished_run", lambda self, method, **how: (asked.append((method, how["options"])), runs["lsu_source"])[1])
     monkeypatch.setattr(lsu, "labelled_once", lambda *args, **options: asked.append(options) or runs["lsu"].data("source"))
     monkeypatch.setattr(lsu, "_student", lambda *args: None)
-    lsu.lsu_rounds(runs["lsu_rounds"], void="never", least_mass=0.2)
-    assert asked[0] == ("lsu", {"void": "never", "least_mass": 0.2}) and all(o["void"] == "never" and o["least_mass"] == 0.2 for o in asked[1:]) and len(asked) == 4
+    monkeypatch.setattr(lsu, "quality_note", lambda *args: {})
+    same = {"weights": "sqrt", "void": "never", "least_mass": 0.2}
+    for rounds, before in ((2, ("lsu", same)), (3, ("lsu_rounds", {"rounds": 2, **same}))):
+        asked.clear()
+        lsu.lsu_rounds(runs["lsu_rounds"], rounds, **same)
+        assert asked[0] == before and all(o["void"] == "never" and o["least_mass"] == 0.2 for o in asked[1:]) and len(asked) == 4
+    with pytest.raises(ValueError, match="rounds = 1; it must be at least 2"): lsu.lsu_rounds(runs["lsu_rounds"], 1)
+
+def test_a_run_writes_down_what_its_labels_are_worth(runs):
+    free, within = (runs[r].metrics["notes"]["labels"] for r in ("lsu_unconstrained", "lsu"))
+    assert set(free) == set(within) == {"country", "rain", "night"} and not runs["lsu_partial"].metrics["notes"]
+    for d in free:
+        assert within[d]["possible"] == 1 > free[d]["possible"] and within[d]["precision"] > free[d]["precision"] and set(within[d]["recall"]) == set(runs["lsu"].space.classes)
+
+def test_three_rounds(tmp_path):
+    execute(run := Run("lsu_rounds", scenario="urban_world", scale="smoke", steps=2, options={"rounds": 3}, out=tmp_path), progress=False)
+    chain = [run.metrics]
+    while chain[-1]["needs"]: chain.append(json.loads(next(tmp_path.glob(f"*/*/{chain[-1]['needs'][0]['method']}/{chain[-1]['needs'][0]['run_id']}/metrics.json")).read_text()))
+    assert [(m["method"], m["params"]["options"].get("rounds")) for m in chain] == [("lsu_rounds", 3), ("lsu_rounds", 2), ("lsu", None), ("lsu_source", None)]
+    assert [m["student"]["name"] for m in chain] == [run.student_name] + 3 * [run.teacher_name]
 
 def test_labels_of_the_source_are_never_touched(runs):
     source = runs["lsu"].data("source")

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['LARGE', 'CLAIMS', 'ON', 'MEASURES', 'CHOICES', 'Claim', 'differences', 'verdict', 'claims', 'claims_table',
-           'show_classes', 'latency', 'show_cost', 'show_learning', 'regret', 'selection_table']
+           'runs_table', 'show_classes', 'latency', 'show_cost', 'show_learning', 'regret', 'selection_table']
 
 # %% ../../nbs/bench/44_report.ipynb #30fe3614
 import math
 from dataclasses import dataclass
 import numpy as np
-from .runs import label, load_results, on_unseen, table
+from .runs import label, load_results, on_unseen, result_file, table
 from .scenarios import SCENARIOS
 from ..nets.segmenter import segmenter
 from ..papers.spirit import hp_accuracy, hp_threshold, segmentation_variance
@@ -109,6 +109,16 @@ def claims_table(results="results", scale="laptop", every=True):  # every: those
     return "\n".join(lines)
 
 # %% ../../nbs/bench/44_report.ipynb #b125b745
+def runs_table(metrics, results="results"):  # list of metrics of one scenario; folder -> markdown
+    "The runs behind a table: where their metrics are, and the name each has below `runs/`."
+    rows = {}
+    for m in metrics: rows.setdefault(label(m), []).append(m)
+    return "\n".join(["| row | metrics | runs |", "|---|---|---|"] + [f"| {name} | `{result_file(of[0], results).parent.as_posix()}/` | {', '.join(m['run_id'] for m in of)} |" for name, of in rows.items()])
+
+def _signed(fig, metrics):  # -> fig, which says what it was drawn from
+    fig.text(1, 0, f"runs: results/{metrics[0]['scale']}/{metrics[0]['scenario']}/", ha="right", va="top", fontsize=7, color="0.5")
+    return fig
+
 def show_classes(metrics):  # list of metrics of one scenario -> figure
     "Mean IoU of every class in every row, the best rows first."
     import matplotlib.pyplot as plt
@@ -121,7 +131,7 @@ def show_classes(metrics):  # list of metrics of one scenario -> figure
     for (y, x), v in np.ndenumerate(grid): ax.text(x, y, f"{v:.0f}" if v == v else "", ha="center", va="center", fontsize=7, color="w" if v < 60 else "k")
     ax.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8); ax.set_yticks(range(len(rows)), rows, fontsize=8)
     ax.set_title("IoU (%), mean over seeds", fontsize=9, loc="left")
-    return fig
+    return _signed(fig, metrics)
 
 def latency(metrics):  # list of metrics of one scenario -> {network: milliseconds}
     "Median of 21 forwards of one frame, timed here and now."
@@ -145,7 +155,7 @@ def show_cost(metrics, names=("source_only", "oracle")):  # list of metrics of o
         ax.step([x for x, *_ in fair] + [1.1 * max(best)], np.maximum.accumulate([y for _, y, _ in fair] + [0]), where="post", color="C0", lw=.8, zorder=0)
         ax.set(xlabel=unit, xlim=(0, 1.1 * max(best)))
     axes[0].set_ylabel("mIoU (%)")
-    return fig
+    return _signed(fig, metrics)
 
 # %% ../../nbs/bench/44_report.ipynb #d1b5daeb
 def show_learning(metrics, rows=None):  # list of metrics of one scenario; labels of rows, or the eight best -> figure
@@ -163,7 +173,7 @@ def show_learning(metrics, rows=None):  # list of metrics of one scenario; label
         ax.fill_between(steps, miou.min(0), miou.max(0), color=line.get_color(), alpha=.15, lw=0)
     ax.set(xlabel="step", ylabel="mIoU on validation (%)")
     if rows: ax.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, .5))
-    return fig
+    return _signed(fig, metrics)
 
 # %% ../../nbs/bench/44_report.ipynb #b7fe7def
 CHOICES = {"last": lambda c: len(c["miou"]) - 1, "entropy": lambda c: int(np.argmin(c["entropy"])), "mutual_information": lambda c: int(np.argmax(c["mutual_information"])), "agreement": lambda c: int(np.argmax(c["agreement"]))}

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['all_rows', 'check_parameters', 'Run', 'evaluate', 'generalisation', 'in_other_words', 'majority_guess', 'versions',
            'execute', 'curve_of', 'job_arguments', 'Local', 'progress_of', 'execute_all', 'last_line', 'on_unseen',
-           'table', 'variant', 'label', 'fair_baseline', 'show_table', 'ledger', 'export_results', 'load_results',
-           'show_predictions', 'show_class_iou', 'show_curves']
+           'table', 'variant', 'label', 'fair_baseline', 'show_table', 'ledger', 'result_file', 'export_results',
+           'load_results', 'show_predictions', 'show_class_iou', 'show_curves']
 
 # %% ../../nbs/bench/41_runs.ipynb #aab5ea43
 import contextlib, difflib, functools, hashlib, importlib, json, math, os, platform, pkgutil, subprocess, sys, time, types, warnings
@@ -101,7 +101,7 @@ class Run:
         self.rank, self.world = init_distributed()
         self.nproc = _whole("nproc", nproc, 1)
         if self.scale.batch % self.nproc: raise ValueError(f"nproc = {nproc}: a batch of {self.scale.batch} images does not divide among so many processes; choose a divisor")
-        self._data, self.used = {}, []
+        self._data, self.used, self.notes = {}, [], {}   # runs that this one needed; what its row writes down beside the scores
 
     @property
     def identity(self):
@@ -361,7 +361,7 @@ def _train_and_score(run, progress, plot, say):
     metrics = {"schema": 1, "status": "finished", "benchmark": run.benchmark, "method": run.row.name, "about": run.row.about, "scenario": run.scenario.name,
                "scale": scale.name, "seed": run.seed, "steps": steps, "student": {"name": run.student_name, "params": cost.params, "macs": cost.macs},
                "scores": scores, "scored_on": {"data": run.data("test").name, "role": "test", "images": len(run.data("test")), "network": "student", "checkpoint": "last"}, "unseen": unseen, "related": related, "curve": curve_of(history),
-               "wall_s": round(time.time() - started, 1), "resumed": resumed, "versions": versions(), "run_id": run.id, "params": run.identity, "needs": run.used}
+               "wall_s": round(time.time() - started, 1), "resumed": resumed, "versions": versions(), "run_id": run.id, "params": run.identity, "needs": run.used, "notes": run.notes}
     _write(run.folder / "metrics.json", json.dumps(metrics, indent=1))
     return metrics
 
@@ -517,6 +517,11 @@ def ledger(out="runs"):  # -> list of dicts: folder, state, scale, scenario, met
         found.append({"folder": str(folder), "state": state, **{k: p[k] for k in ("scale", "scenario", "method", "seed")}, "miou": m and m["scores"]["miou"]})
     return found
 
+def result_file(metrics, results="results"):  # metrics of a run -> path
+    "Where its committed copy lies."
+    m = metrics
+    return Path(results) / m["scale"] / m["scenario"] / "-".join([m["method"], *variant(m)]).replace(":", "_") / f"seed{m['seed']}.json"
+
 def export_results(out="runs", results="results"):  # -> list of files written
     "Copy the metrics of finished runs at default settings to results/<scale>/<scenario>/<method>/seed<N>.json."
     written = []
@@ -527,7 +532,7 @@ def export_results(out="runs", results="results"):  # -> list of files written
         if (p["steps"], p["recipe"]) != (scale.steps, _as_json(_recipe(scale))) or p["teacher"] not in (None, scale.teacher): continue
         if set(p["options"]) != set(all_rows()[r["method"]].options): continue   # of an older version of the row
         m.setdefault("curve", curve_of(History.from_csv(Path(r["folder"]) / "history.csv")))
-        file = Path(results) / r["scale"] / r["scenario"] / "-".join([r["method"], *variant(m)]).replace(":", "_") / f"seed{r['seed']}.json"
+        file = result_file(m, results)
         file.parent.mkdir(parents=True, exist_ok=True)
         _write(file, json.dumps(m, indent=1) + "\n")
         written.append(file)

@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['VOIDS', 'CROPS', 'AMBIGUOUS', 'constrained_argmax', 'allowed_mass', 'Constraint', 'label_scales', 'labelled_once',
-           'agreement', 'show_gain', 'gain_table', 'PerDataset', 'dataset_shares', 'window', 'Mixture',
-           'partial_cross_entropy', 'space_of_sets', 'SetLearning', 'lsu_source', 'lsu_naive', 'lsu_unconstrained',
-           'lsu', 'lsu_soft', 'lsu_weighted', 'lsu_rounds', 'lsu_partial', 'lsu_oracle']
+           'agreement', 'by_class', 'quality_note', 'show_gain', 'gain_table', 'PerDataset', 'dataset_shares', 'window',
+           'Mixture', 'partial_cross_entropy', 'space_of_sets', 'SetLearning', 'lsu_source', 'lsu_naive',
+           'lsu_unconstrained', 'lsu', 'lsu_soft', 'lsu_weighted', 'lsu_rounds', 'lsu_partial', 'lsu_oracle']
 
 # %% ../../nbs/papers/33_lsu.ipynb #c57d094c
+import math
 from dataclasses import dataclass
 from zlib import crc32
 import numpy as np
 import torch
 from ..data.augment import photometric
 from ..data.batches import Stream, Uniform, class_counts
-from ..data.datasets import Joined, Mapped, fit_inside, resize
+from ..data.datasets import Joined, Mapped, Related, Subset, fit_inside, resize
 from ..data.labels import IGNORE, LabelMap, LabelSpace
 from ..learn.fit import Method, Stage
 from ..learn.losses import pixel_mean
-from ..learn.pseudo_labels import PseudoLabelled, SoftLabelled, digest, write_pseudo_labels
+from ..learn.pseudo_labels import PseudoLabelled, SoftLabelled, digest, stored_quality, write_pseudo_labels
 from ..learn.rows import row
 from ..learn.selftrain import Supervised
 
@@ -100,6 +101,18 @@ def agreement(labelled, frames):  # dataset in the target's classes, Related -> 
         said, n = said + int(possible[known].sum()), n + int(known.sum())
     return said / n
 
+def by_class(quality, space):  # LabelQuality, LabelSpace -> {class: share of its pixels that are right; None: it has none}
+    return {c: None if math.isnan(r) else r for c, r in zip(space.classes, quality.recall.tolist())}
+
+def quality_note(labelled, frames,  # as above
+                 most=512):  # frames that are looked at -> dict of fractions
+    "What a run writes down of the labels it learns from. The truth, where it is known, serves nothing else."
+    first = lambda ds: Subset(ds, range(min(most, len(ds))))
+    note = {"possible": agreement(labelled, Related(first(frames), frames.map))}
+    if frames.truth is None: return note
+    q = stored_quality(labelled, first(frames.truth))
+    return note | q.total | {"recall": by_class(q, frames.truth.space)}
+
 # %% ../../nbs/papers/33_lsu.ipynb #2026090d
 def show_gain(free, within, space):  # LabelQuality, LabelQuality, LabelSpace -> figure
     "Right pixels by class, before and after the constraint."
@@ -111,12 +124,11 @@ def show_gain(free, within, space):  # LabelQuality, LabelQuality, LabelSpace ->
     ax.set(ylabel="right pixels of the class (%)"); ax.legend(fontsize=8, ncols=2, frameon=False, loc="lower right", bbox_to_anchor=(1, 1))
     return fig
 
-def gain_table(quality,  # {dataset: (LabelQuality free, LabelQuality constrained)}
-               space):   # LabelSpace -> str
+def gain_table(shares):  # {dataset: (free, constrained)}, each {class: share or None} -> str
     "The same in numbers, a column for each dataset; - for classes that are not in it."
-    cell = lambda pair, c: "-" if pair[0].recall[c].isnan() else " -> ".join(f"{100 * q.recall[c].item():5.1f}" for q in pair)
-    return "\n".join([f"{'right pixels of the class (%)':30}" + "".join(f"{d:>18}" for d in quality),
-                      *(f"{name:30}" + "".join(f"{cell(pair, c):>18}" for pair in quality.values()) for c, name in enumerate(space.classes))])
+    cell = lambda pair, c: "-" if pair[0][c] is None else " -> ".join(f"{100 * q[c]:5.1f}" for q in pair)
+    return "\n".join([f"{'right pixels of the class (%)':30}" + "".join(f"{d:>18}" for d in shares),
+                      *(f"{c:30}" + "".join(f"{cell(pair, c):>18}" for pair in shares.values()) for c in next(iter(shares.values()))[0])])
 
 # %% ../../nbs/papers/33_lsu.ipynb #7bb0d6fa
 @dataclass(frozen=True)
@@ -227,15 +239,17 @@ def _student(task, parts, weights="size", method=None):
     begin = method or (lambda: Supervised(task.net(), role="mixture", photo=s.photo))
     return [Stage("train", lambda _: begin(), {"mixture": mixture}, task.steps)]
 
-def _taught(task, row="lsu_source", weights="size", **options):
-    "Parts labelled by the large network as `row` left it; both rounds of `lsu` have the same options."
+def _taught(task, weights="size", by=("lsu_source", {}), **options):
+    "Parts labelled by the large network as a row, given with its options, left it."
     related = _related(task)             # what cannot be opened, or makes no sense, fails before a teacher is trained
     if weights != "size": dataset_shares([1] * (1 + len(related)), weights)
     for d in related.values(): Constraint(d.map, **{k: v for k, v in options.items() if k in ("void", "least_mass")})
-    teacher = task.finished_run(row, student=task.teacher_name, weights=task.teacher_weights, options=options if row == "lsu" else {})
+    row, its = by
+    teacher = task.finished_run(row, student=task.teacher_name, weights=task.teacher_weights, options=its)
     net = teacher.load_student()
     if torch.cuda.is_available(): net = net.cuda()
     labels = [labelled_once(net, d, teacher.folder / "labels", batch=task.scale.eval_batch, box=task.scale.target_box, workers=task.scale.workers, **options) for d in related.values()]
+    task.notes["labels"] = {name: quality_note(ds, d) for (name, d), ds in zip(related.items(), labels)}
     return _student(task, [task.data("source"), *labels], weights)
 
 @row("lsu_source", "cross-entropy on the source alone, in LSU's windows: the teacher, where the network is the large one")
@@ -261,8 +275,11 @@ def lsu_soft(task, weights="size", void: VOIDS="mass", least_mass=0.0): return _
 @row("lsu_weighted", "lsu, datasets drawn by the root of their size, the source in a tenth of the batches at least", teacher=True, against="lsu")
 def lsu_weighted(task, weights="sqrt", void: VOIDS="mass", least_mass=0.0): return _taught(task, weights=weights, void=void, least_mass=least_mass)
 
-@row("lsu_rounds", "lsu a second time: the labels of a large network that was trained by lsu", teacher=True, against="lsu")
-def lsu_rounds(task, weights="size", void: VOIDS="mass", least_mass=0.0): return _taught(task, "lsu", weights=weights, void=void, least_mass=least_mass)
+@row("lsu_rounds", "lsu a second time, or more often: the labels of a large network that was trained by lsu", teacher=True, against="lsu")
+def lsu_rounds(task, rounds=2, weights="size", void: VOIDS="mass", least_mass=0.0):
+    if rounds < 2: raise ValueError(f"rounds = {rounds}; it must be at least 2, the row `lsu` is one")
+    same = dict(weights=weights, void=void, least_mass=least_mass)
+    return _taught(task, by=("lsu", same) if rounds == 2 else ("lsu_rounds", {"rounds": rounds - 1, **same}), **same)
 
 @row("lsu_partial", "the union, a loss over sets instead of a teacher (NLL+)", against="lsu_naive")
 def lsu_partial(task, weights="size", void: VOIDS="always"):
