@@ -51,14 +51,7 @@ def fetch(url, file, sha256=None, tries=5, wait=1., timeout=30, say=print):
     "Download to `file`, going on where an earlier attempt stopped; whole and verified before it gets its name."
     if file.exists(): return verify(file, sha256)
     part, about = _receive_all(url, file, tries, wait, timeout, say)
-    try:
-        check_archive(part, file.name, to_the_end=_note(about).get("total") is None)
-        verify(part, sha256)
-    except Refused:
-        _forget(part, about)
-        raise
-    about.unlink(missing_ok=True)
-    os.replace(part, file)
+    _accept(part, file, sha256, _note(about).get("total") is None, about)
 
 
 def fetch_parts(urls, file, sha256=None, **options):
@@ -73,14 +66,19 @@ def fetch_parts(urls, file, sha256=None, **options):
     with open(whole, "wb") as out:
         for piece in pieces:
             with open(piece, "rb") as f: shutil.copyfileobj(f, out, PIECE)
+    _accept(whole, file, sha256, True, *pieces)
+
+
+def _accept(whole, file, sha256, to_the_end, *beside):
+    "What is received gets its name if it is sound; if not, it goes. What lay beside it goes in either case."
     try:
-        check_archive(whole, file.name, to_the_end=True)
+        check_archive(whole, file.name, to_the_end)
         verify(whole, sha256)
     except Refused:
-        _forget(whole, *pieces)
+        _forget(whole, *beside)
         raise
     os.replace(whole, file)
-    _forget(*pieces)
+    _forget(*beside)
 
 
 def _receive_all(url, file, tries=5, wait=1., timeout=30, say=print):
