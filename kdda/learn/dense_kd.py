@@ -168,7 +168,7 @@ def cell_for(student, teacher, places):
     return next(c for c in range(1, h + w) if max(1, h // c) * max(1, w // c) <= places)
 
 # %% ../../nbs/learn/26_dense_kd.ipynb #f349cb2c
-@row("dense_kd", "the oracle of the large network distilled into the small one, by a dense loss of choice", teacher=True, against="oracle")
+@row("dense_kd", "the oracle of the large network distilled into the small one, by a dense loss of choice, `kl` where none is named", teacher=True, against="oracle")
 def dense_kd(task, loss: tuple(DENSE)="kl", weight=None, of="oracle"):
     def pair(_):
         teacher = task.finished(of, student=task.teacher_name, weights=task.teacher_weights)
