@@ -1,4 +1,5 @@
 "Every described dataset: the paths that it is published with, the world written in it and read back, each encoding, two training steps; hostile label files; kept class counts."
+import dataclasses
 import json
 import shutil
 import threading
@@ -16,7 +17,7 @@ from kdda.data.batches import RareClass, Stream, class_counts
 from kdda.data.datasets import (ACDC, SYNTHIA, Bytes, Cityscapes, CocoPanoptic, Colors, DataError, Folder, InMemory, Mapped, Panoptic16, Polygons, Red16, Resized, Rle,
                                 Subset, Unlabelled, check, find_layout, ids_of, layouts, rle_decode, rle_encode, translate, write_frames)
 from kdda.data import labels
-from kdda.data.labels import CAMVID_11, CITYSCAPES_19, CITYSCAPES_19_TO_16, CITYSCAPES_19_TO_CAMVID_11, CITYSCAPES_IDS, IGNORE, Taxonomy, look_up, taxonomies, taxonomy
+from kdda.data.labels import CAMVID_11, CITYSCAPES_19, CITYSCAPES_19_TO_16, CITYSCAPES_19_TO_CAMVID_11, CITYSCAPES_IDS, IGNORE, LabelMap, Taxonomy, label_map, label_maps, look_up, taxonomies, taxonomy
 from kdda.data.world import World
 
 LAYOUTS = layouts()
@@ -385,6 +386,29 @@ def test_tables_are_package_data_with_sources():
         t = taxonomy(name)
         assert t.source and all(-1 <= r["id"] <= 255 for r in t.classes) and len(t.view().space) > 2
         for row in t.classes: assert t.codes("name")[row["name"]] == row["id"] % 256, (name, row)
+
+
+@pytest.mark.parametrize("name", taxonomies())
+def test_tables_round_trip(name):
+    "Label to id and back, name to id and back, and the whole table through a file."
+    t = taxonomy(name)
+    view, names = t.view(), t.codes("name")
+    first = {int(label): i for i, label in reversed(list(enumerate(view.table))) if label != IGNORE}
+    assert sorted(first) == list(range(len(view.space)))
+    assert (look_up(view.table, np.array([first[k] for k in range(len(view.space))], np.uint8)) == np.arange(len(view.space))).all()
+    for label, i in first.items():
+        row = next(r for r in t.classes if r["id"] % 256 == i)
+        assert row.get("merged_class", row["name"]) in view.space.classes[label] and names[row["name"]] == i
+        if row.get("color"): assert view.space.colors[label] == tuple(row["color"])
+    d = json.loads(json.dumps(dataclasses.asdict(t)))
+    again = Taxonomy(**{**d, "classes": tuple(d["classes"])})
+    assert again.classes == t.classes and again.view().space == view.space and (again.view().table == view.table).all() and again.codes("color") == t.codes("color")
+
+@pytest.mark.parametrize("name", label_maps())
+def test_maps_round_trip(name):
+    m = label_map(name)
+    allowed = json.loads(json.dumps(m.allowed))
+    assert LabelMap(m.source, m.target, {k: tuple(v) for k, v in allowed.items()}, m.void) == m == LabelMap.from_mask(m.source, m.target, m.mask)
 
 
 def test_universal_tables_say_nothing_about_classes_that_are_not_in_them():
