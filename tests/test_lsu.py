@@ -381,6 +381,7 @@ def test_naive_labels_are_the_commonest_class_or_void(runs):
         flat = country.label(0) == country.space.index("flat")
         want = IGNORE if ambiguous == "void" else max((0, 1), key=lambda c: counts[c])
         assert (got[flat] == want).all()
+    with pytest.raises(ValueError, match="commonest"): Run("lsu_naive", scenario="urban_world", scale="smoke", options={"ambiguous": "first"})
 
 def test_what_lsu_needs_is_said(tmp_path):
     with pytest.raises(ValueError, match="'game2city' has no datasets of other taxonomies.*urban_world"): execute(Run("lsu_partial", scale="smoke", out=tmp_path), progress=False)
