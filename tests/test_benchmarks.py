@@ -1,5 +1,5 @@
 "Every benchmark notebook runs through papermill as it is published, at scale smoke, and they all speak one language of parameters."
-import json, os, re, subprocess, sys
+import json, os, re, resource, subprocess, sys
 from pathlib import Path
 import nbformat
 import pytest
@@ -22,6 +22,11 @@ def parameters(name):  # -> {name: (type, default, what the comment says)}
     assert all(found), f"{name}: a parameter without type, default or comment: {cell.source}"
     return {m[1]: m.groups()[1:] for m in found}
 
+def cpu_seconds():
+    "Of all processes that this one has started and seen end, theirs included."
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
 def test_every_notebook_is_listed_here():
     assert {f.stem for f in (ROOT / "nbs/benchmarks").glob("*.ipynb")} == set(JOBS)
 
@@ -37,9 +42,11 @@ def test_parameters_mean_the_same_everywhere(name):
 def test_papermill_runs_it(name, tmp_path):
     given, rows = JOBS[name]
     given = {**given, **({"scale": "smoke", "out": tmp_path / "runs", "jobs": 2} if rows else {"results": ROOT / "results"})}
+    before = cpu_seconds()
     done = subprocess.run([sys.executable, "-m", "papermill", f"nbs/benchmarks/{name}.ipynb", str(tmp_path / "out.ipynb"), "-k", "python3", "-y", json.dumps(given, default=str)],
                           cwd=ROOT, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
+    assert cpu_seconds() - before < 2 * 60, "more than a minute of two cores"   # not by the clock: other tests run beside this one
     cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
     printed = "".join("".join(o.get("text", "")) for c in cells for o in c.get("outputs", []))
     assert "mIoU in points on" in printed and "nan" not in printed.split("mIoU in points on")[0].split("seeds")[-1]

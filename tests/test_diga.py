@@ -454,6 +454,10 @@ def test_finished_round_gives_back_what_made_the_labels(tmp_path):
     manifest = json.loads((run.folder / "round_1" / "pseudo_labels" / "manifest.json").read_text())
     assert manifest["identity"]["network"] == pseudo_labels.digest(found["start of round 1"][0])     # the warm-up's student wrote the first labels
     assert seen.any() and c.shape == found["start of round 1"][2].shape and not torch.equal(c, found["start of round 1"][2])
+    warm, _, first, has = found["start of round 1"]
+    rules = label_quality(warm, run.data("val"), first, has, scales=(1.0,), batch=run.scale.eval_batch)
+    noted = run.metrics["notes"]["labels"]
+    assert list(noted) == ["round 1", "round 2"] and noted["round 1"]["consensus"] == pytest.approx(rules["consensus"].total) and noted["round 1"] != noted["round 2"]
 
 def test_disk_scenario_with_resizing_and_crops(tmp_path):
     from PIL import Image
@@ -461,7 +465,7 @@ def test_disk_scenario_with_resizing_and_crops(tmp_path):
     for split, n in (("train", 4), ("val", 2)): World("city", n=n, size=(128, 256), split=split).export("cityscapes", tmp_path / "cityscapes", split=split)
     for f in (tmp_path / "cityscapes" / "gtFine" / "train").rglob("*.png"): f.write_bytes(b"not a label")     # whoever opens the target's labels fails
     run = Run("diga", scenario="gta2cityscapes", scale="smoke", data_root=str(tmp_path), out=tmp_path / "runs", options=dict(translator="fda"))
-    assert execute(run, progress=False)["status"] == "finished"
+    assert (m := execute(run, progress=False))["status"] == "finished" and m["notes"]["labels"]["round 1"]["prob"]["coverage"] == 1
     assert Image.open(run.folder / "round_1" / "pseudo_labels" / "000000.png").size == (128, 64)
 
 # kill and resume
@@ -479,6 +483,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit(at, tmp_path, monkeypatch):
     monkeypatch.undo()
     execute(Run("diga", out=tmp_path / "cut", **kw), progress=False, say=lambda s: None)
     for part in ("student.safetensors", "history.csv"): assert (whole.folder / part).read_bytes() == (cut.folder / part).read_bytes()
+    assert whole.metrics["notes"] == cut.metrics["notes"]
     for r in (1, 2):
         for f in sorted((whole.folder / f"round_{r}").rglob("*")):
             if f.is_file() and f.suffix != "" : assert f.read_bytes() == (cut.folder / f.relative_to(whole.folder)).read_bytes(), f

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from kdda.bench.runs import Run, all_rows, evaluate, execute, execute_all, label, ledger, on_unseen, show_table, table
 from kdda.data.world import World
+from kdda.learn.rows import SHARE, Between
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(scale="smoke", data_root=None)
@@ -121,6 +122,12 @@ def test_the_fair_baseline_has_the_same_options():
     assert rows["esd (budget=16)"]["against"] == "sd (budget=16)" and rows["esd (budget=16)"]["fair"] == pytest.approx(3)
     assert rows["esd (balanced)"]["against"] == "sd" and rows["esd (balanced)"]["fair"] == pytest.approx(3)   # an option that sd has not
 
+def test_the_fair_baseline_is_of_the_same_network():
+    small = {"scenario": "game2city"}
+    large = lambda: {"params": {"student": "resnet10_slim+segformer:96"}, **small}
+    rows = {r["method"]: r for r in table([fake("adversarial", 0, 0.40, **small), fake("adversarial", 0, 0.45, **large()), fake("source_only", 0, 0.30, **small), fake("source_only", 0, 0.33, **large())])}
+    assert rows["adversarial (resnet10_slim+segformer:96)"]["fair"] == pytest.approx(12) and rows["adversarial"]["fair"] == pytest.approx(10)
+
 def test_label_says_what_sets_a_run_apart():
     of = lambda method, **kw: label((r := Run(method, scale="smoke", **kw)).identity | {"params": r.identity})
     assert of("dacs") == "dacs" and of("adabn") == "adabn (source_only)"
@@ -134,6 +141,20 @@ def test_every_row_names_a_fair_baseline_that_exists():
 def test_an_option_that_has_choices_is_refused_before_anything_is_trained(name, option, tmp_path):
     with pytest.raises(ValueError, match=f"no {option} of {name} called 'nonsense'"): Run(name, scale="smoke", out=tmp_path, options={option: "nonsense"})
     assert all_rows()[name].options[option] in all_rows()[name].choices[option] and not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize("name, option", [(name, o) for name, r in all_rows().items() for o in r.limits])
+def test_a_number_that_cannot_be_is_refused_before_anything_is_trained(name, option, tmp_path):
+    kind, limits = all_rows()[name].limits[option]
+    for bad, error in (("nonsense", TypeError), (1 if kind is bool else kind(limits.low - 1) - 1, TypeError if kind is bool else ValueError), (limits.high + 1 if limits.high < 2 else float("nan"), (TypeError, ValueError))):
+        with pytest.raises(error, match=f"option {option} of {name} = "): Run(name, scale="smoke", out=tmp_path, options={option: bad})
+    assert not list(tmp_path.iterdir())
+
+def test_limits_of_options():
+    limits = all_rows()["esd"].limits
+    assert limits["share"] == (float, SHARE) and limits["draw"] == (int, Between(-1)) and limits["disturb"][0] is bool and "kind" not in limits
+    for value in (0, 0.3, 1): Run("esd", "fewshot_city", "smoke", options={"share": value})
+    with pytest.raises(ValueError, match="share of esd = 1.5; it must be from 0 to 1"): Run("esd", "fewshot_city", "smoke", options={"share": 1.5})
+    with pytest.raises(TypeError, match="budget of esd = 'all'; it must be a whole number"): Run("esd", "fewshot_city", "smoke", options={"budget": "all"})
 
 def test_unseen_domains_are_scored_and_no_stream_sees_them(tmp_path):
     run = Run("source_only", out=tmp_path, **SMALL)

@@ -92,6 +92,7 @@ class Run:
         self.data_root, self.out, self.benchmark = data_folder(data_root), Path(out), benchmark
         for o in self.options: _choice(f"option of {method}", o, list(self.row.options))
         for o, known in self.row.choices.items(): _choice(f"{o} of {method}", self.options[o], known)
+        for o, (kind, limits) in self.row.limits.items(): _number(f"option {o} of {method}", self.options[o], kind, limits)
         if "of" in self.options: _choice(f"row for {method} to start from", self.options["of"], all_rows())
         for w in (weights, teacher_weights):
             if w not in (None, "torchvision") and not Path(w).is_file(): raise FileNotFoundError(f"weights = {w}: no such file; give a file of backbone weights, or \"torchvision\"")
@@ -222,6 +223,10 @@ def _as_json(value): return json.loads(json.dumps(value))
 def _whole(name, value, least):
     if isinstance(value, bool) or not isinstance(value, int) or value < least: raise ValueError(f"{name} = {value!r}; it must be a whole number, at least {least}")
     return value
+
+def _number(name, value, kind, limits):
+    if not _fits(value, kind): raise TypeError(f"{name} = {value!r}; it must be " + {bool: "True or False", int: "a whole number", float: "a number"}[kind])
+    if not limits.low <= value <= limits.high: raise ValueError(f"{name} = {value!r}; it must be {limits}")
 
 # %% ../../nbs/bench/41_runs.ipynb #82534937
 @torch.no_grad()
@@ -480,13 +485,13 @@ def label(metrics):
     return f"{metrics['method']} ({', '.join(own)})" if own else metrics["method"]
 
 def fair_baseline(metrics):  # -> str or None
-    "Row name of what the run is to beat: the row's `against`, with the same options where it has them (16 labels against 16 labels)."
+    "Row name of what the run is to beat: the row's `against`, of the same network, with the same options where it has them (16 labels against 16 labels)."
     rows, p = all_rows(), metrics["params"]
     against = rows[metrics["method"]].against if metrics["method"] in rows else None
     if against not in rows: return against   # None, or a name with its own brackets
     own = rows[metrics["method"]].options
     shared = {k: v for k, v in p["options"].items() if k in rows[against].options and k != "of" and v != own.get(k)}
-    return label({**metrics, "method": against, "params": {**p, "options": shared, "student": None, "teacher": None}})
+    return label({**metrics, "method": against, "params": {**p, "options": shared, "teacher": None}})
 
 def show_table(metrics, baseline="source_only"):
     "`table` as text."

@@ -8,22 +8,22 @@ __all__ = ['skd_duda_stage1', 'skd_duda', 'duda_dkd']
 # %% ../../nbs/papers/35_combinations.ipynb #7e3cc01b
 from functools import partial
 from types import SimpleNamespace
-from ..learn.rows import align, row
+from ..learn.rows import ABOVE_0, SHARE, align, row
 from .dkd import DKD
 from .duda import KINDS, after_stage_1, pre_adaptation
 
 # %% ../../nbs/papers/35_combinations.ipynb #63860d0a
 @row("skd_duda_stage1", "DUDA's pre-adaptation, its small student warmed up by DiGA's symmetric distillation", teacher=True, against="duda_stage1")
-def skd_duda_stage1(task, scale=1, mic=0.0):
+def skd_duda_stage1(task, scale: ABOVE_0=1, mic=0.0):
     return pre_adaptation(task, scale, mic, start=lambda steps: task.finished("diga_skd", steps=steps))
 
 @row("skd_duda", "DUDA, its small student warmed up by DiGA's symmetric distillation", teacher=True, against="duda")
-def skd_duda(task, inconsistency: KINDS="iou", share=0.5):
+def skd_duda(task, inconsistency: KINDS="iou", share: SHARE=0.5):
     return after_stage_1(task, share, stage_1="skd_duda_stage1", inconsistency=inconsistency)
 
 # %% ../../nbs/papers/35_combinations.ipynb #9d58def2
 @row("duda_dkd", "DUDA for two thirds of the budget, then DKD's last phase: its large teacher distilled on target images alone", teacher=True, against="duda")
-def duda_dkd(task, share=1/3, kl=0.1, pseudo=1.0, threshold=0.0):
+def duda_dkd(task, share: SHARE=1/3, kl=0.1, pseudo=1.0, threshold: SHARE=0.0):
     last = max(1, round(share * task.steps))
     if task.steps - last < 2: raise ValueError(f"share = {share} of {task.steps} steps leaves {task.steps - last} for DUDA, which needs two")
     before = lambda: task.finished_run("duda", steps=task.steps - last)

@@ -21,13 +21,13 @@ from safetensors.torch import load_file
 from torch import nn
 from ..data.augment import (MEAN, STD, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, gaussian_blur, grayscale, mix, photometric)
 from ..data.batches import Stream
-from ..data.datasets import Resized, Unlabelled
+from ..data.datasets import Resized, Subset, Unlabelled, resize as resized
 from ..data.labels import IGNORE
 from ..learn import checkpoints
 from ..learn.fit import Method, Optim, Stage, of_all_processes
 from ..learn.losses import cross_entropy, ohem_cross_entropy, soft_cross_entropy
 from ..learn.pseudo_labels import BINS, LabelQuality, PseudoLabelled, class_thresholds, count_labels, images_in_order, multi_scale_logits, write_pseudo_labels
-from ..learn.rows import row
+from ..learn.rows import SHARE, row
 from ..learn.selftrain import ema_update, frozen_statistics, teacher_mode
 from ..nets.heads import HEADS, Head, resize
 from ..nets.segmenter import read_weights, segmenter
@@ -345,7 +345,7 @@ def label_quality(net,                # the network whose labels are stored: y_p
     net.eval()
     counts, joint = {k: 0 for k in ("prob", "feat", "consensus")}, 0
     for start, x, _ in images_in_order(Unlabelled(dataset), batch, device):
-        truth = torch.from_numpy(np.stack([dataset.label(start + i) for i in range(len(x))])).to(device)
+        truth = torch.from_numpy(np.stack([resized(dataset.label(start + i), x.shape[-2:]) for i in range(len(x))])).to(device)
         p, prob = multi_scale_logits(net, x, scales).softmax(1).max(1)
         with frozen_statistics(teacher_mode(feature_net, teacher) if feature_net is not net else net):
             feat = feature_labels(feature_net(x, taps=("fused",))[1]["fused"], centroids, seen, x.shape[-2:])
@@ -602,7 +602,12 @@ def _rounds(task, labels="consensus", skd=0.25, rounds=1, translator="stats", se
         else: net, translate = before.student, before.nets["translator"] if "translator" in before.nets else before.translate
         write_pseudo_labels(net, frames, folder / "pseudo_labels", scales, select, threshold, task.scale.batch)
         centroids, count = initial_centroids(net, frames, task.scale.batch) if before is None or recompute_centroids else (before.first_centroids, before.count)
+        write_down(r, net, centroids, count > 0, *((before.nets["teacher"], teacher) if before else ()))
         return DiGA(net, centroids, count, translator=translate, **_common(task, **shared))
+    def write_down(r, net, *its):   # how good each rule's labels would be, on validation frames
+        val = Resized(task.data("val"), box)
+        rules = label_quality(net, Subset(val, range(min(64, len(val)))), *its, scales=scales, threshold=threshold, batch=task.scale.eval_batch)
+        task.notes.setdefault("labels", {})[f"round {r}"] = {k: {n: v if v == v else None for n, v in q.total.items()} for k, q in rules.items()}
     cuts = np.linspace(warm, total, rounds + 1).round().astype(int)
     stages = []
     for r in range(1, rounds + 1):
@@ -619,7 +624,7 @@ def diga_feat(task, translator: _TRANSLATORS="stats", mode: MODES="clean"): retu
 SELECTS, TEACHERS = ("all", "fixed", "balanced"), ("batch", "running", "official")
 
 @row("diga_threshold", "self-training on the classifier's labels above a threshold, fixed or class-balanced", against="diga_prob")
-def diga_threshold(task, translator: _TRANSLATORS="stats", select: SELECTS="fixed", threshold=0.9, mode: MODES="clean"):
+def diga_threshold(task, translator: _TRANSLATORS="stats", select: SELECTS="fixed", threshold: SHARE=0.9, mode: MODES="clean"):
     return _rounds(task, "prob", 0.0, translator=translator, select=select, threshold=threshold, mode=mode)
 
 @row("diga_consensus", "self-training on bilateral-consensus labels", against="diga_threshold")
@@ -629,7 +634,7 @@ def diga_consensus(task, translator: _TRANSLATORS="stats", mode: MODES="clean"):
 def diga_consensus_skd(task, translator: _TRANSLATORS="stats", skd=0.25, mode: MODES="clean"): return _rounds(task, "consensus", skd, translator=translator, mode=mode)
 
 @row("diga", "DiGA, all of it: warm-up, consensus labels, symmetric distillation, two rounds", against="diga_consensus_skd")
-def diga(task, translator: _TRANSLATORS="stats", skd=0.25, rounds=2, recompute_centroids=False, warm_share=0.0, warm_skd=0.5, reverse=0.5, warm_beta=0.0, bn_target=True, beta=0.0, mode: MODES="clean", ohem=False, teacher: TEACHERS="batch"):
+def diga(task, translator: _TRANSLATORS="stats", skd=0.25, rounds=2, recompute_centroids=False, warm_share: SHARE=0.0, warm_skd=0.5, reverse=0.5, warm_beta=0.0, bn_target=True, beta=0.0, mode: MODES="clean", ohem=False, teacher: TEACHERS="batch"):
     return _rounds(task, "consensus", skd, rounds, translator, warm_share=warm_share, recompute_centroids=recompute_centroids, warm_skd=warm_skd, reverse=reverse, warm_beta=warm_beta, bn_target=bn_target, beta=beta,
                    mode=mode, ohem=ohem, teacher=teacher)
 

@@ -17,7 +17,7 @@ from ..data.labels import IGNORE
 from ..learn.adversarial import LEVELS, Adversarial, discriminator
 from ..learn.dense_kd import Adapter, Memory
 from ..learn.losses import feature_mse
-from ..learn.rows import align, row
+from ..learn.rows import ABOVE_0, SHARE, align, row
 from ..learn.selftrain import frozen_statistics, teacher_mode
 from ..nets.heads import AuxHead, resize
 
@@ -157,21 +157,21 @@ def distillation(task, paradigm, of, teacher_steps=0, mse_on="auto", compat="", 
 COMPATS, MSE_ON = ("", "released"), ("auto", "aux", "feature")
 
 @row("dkd_source", "DKD (a): alignment, and an adapted large teacher distilled on source images", teacher=True, against="adversarial")
-def dkd_source(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold=0.0, compat: COMPATS=""):
+def dkd_source(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold: SHARE=0.0, compat: COMPATS=""):
     return [distillation(task, "source", of, teacher_steps, compat=compat, kl=kl, mse=mse, pseudo=pseudo, threshold=threshold)]
 
 @row("dkd_target", "DKD (b): alignment, and an adapted large teacher distilled on target images", teacher=True, against="adversarial")
-def dkd_target(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold=0.0, compat: COMPATS=""):
+def dkd_target(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold: SHARE=0.0, compat: COMPATS=""):
     return [distillation(task, "target", of, teacher_steps, compat=compat, kl=kl, mse=mse, pseudo=pseudo, threshold=threshold)]
 
 @row("dkd_both", "DKD (c): alignment, and an adapted large teacher distilled on images of both domains", teacher=True, against="adversarial")
-def dkd_both(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold=0.0, compat: COMPATS="", mse_on: MSE_ON="auto", kl_form: tuple(KL_FORMS)="pixel", temperature=1.0, pseudo_on_source=True):
+def dkd_both(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold: SHARE=0.0, compat: COMPATS="", mse_on: MSE_ON="auto", kl_form: tuple(KL_FORMS)="pixel", temperature: ABOVE_0=1.0, pseudo_on_source=True):
     return [distillation(task, "both", of, teacher_steps, mse_on, compat, kl=kl, mse=mse, pseudo=pseudo, threshold=threshold, kl_form=kl_form, temperature=temperature,
                          pseudo_on_source=pseudo_on_source)]
 
 # %% ../../nbs/papers/30_dkd.ipynb #6d71c724
 @row("dkd_sequential", "DKD (d): dkd_both for two thirds of the budget, then distilled on target images alone", teacher=True, against="dkd_both (adversarial)")
-def dkd_sequential(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold=0.0, compat: COMPATS="", share=1/3, extra=False):
+def dkd_sequential(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold: SHARE=0.0, compat: COMPATS="", share: SHARE=1/3, extra=False):
     both = dict(of=of, teacher_steps=teacher_steps, compat=compat, kl=kl, mse=mse, pseudo=pseudo, threshold=threshold)
     if extra: return [distillation(task, "target", name="target", steps=max(1, task.steps // 2), start=lambda: carried_on(task.finished_run("dkd_both", options=both)), **both)]
     last = max(1, round(share * task.steps))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from ..data.augment import block_mask, mix, photometric
 from ..learn.fit import Method, Optim, Stage, mean_over_processes
 from ..learn.losses import cross_entropy, feature_distance, kd_kl
-from ..learn.rows import row
+from ..learn.rows import ABOVE_0, SHARE, row
 from ..learn.selftrain import Supervised, dacs_mix, ema_update, frozen_statistics, pseudo_label, teacher_mode
 from ..nets.heads import resize
 
@@ -395,20 +395,20 @@ def large_network(task, of, **changes):
 
 # %% ../../nbs/papers/32_duda.ipynb #05d5c06e
 @row("duda_stage1", "DUDA's pre-adaptation alone: a small student beside a self-training large one", teacher=True, against="daformer")
-def duda_stage1(task, scale=1, mic=0.0): return pre_adaptation(task, scale, mic)
+def duda_stage1(task, scale: ABOVE_0=1, mic=0.0): return pre_adaptation(task, scale, mic)
 
 KINDS, BALANCES, COMPARES, TARGET_LOSSES, FUSIONS = (*INCONSISTENCIES, "none"), ("class", "pixel"), ("clean", "disturbed"), ("kl", "ce"), ("mean", "confidence")
 
 @row("duda", "DUDA: pre-adaptation, then fine-tuning weighted by inconsistency", teacher=True, against="duda_kd")
-def duda(task, inconsistency: KINDS="iou", tau=0.5, balance: BALANCES="class", compare: COMPARES="clean", target_loss: TARGET_LOSSES="kl", temperature=1.0, share=0.5, scale=1, mic=0.0):
+def duda(task, inconsistency: KINDS="iou", tau: ABOVE_0=0.5, balance: BALANCES="class", compare: COMPARES="clean", target_loss: TARGET_LOSSES="kl", temperature: ABOVE_0=1.0, share: SHARE=0.5, scale: ABOVE_0=1, mic=0.0):
     return after_stage_1(task, share, scale=scale, mic=mic, scales=(scale,), inconsistency=inconsistency, tau=tau, balance=balance, compare=compare,
                          target_loss=target_loss, temperature=temperature)
 
 @row("duda_kd", "duda without weights: pre-adaptation, then plain distillation", teacher=True, against="daformer")
-def duda_kd(task, share=0.5, scale=1, mic=0.0): return duda(task, "none", share=share, scale=scale, mic=mic)
+def duda_kd(task, share: SHARE=0.5, scale: ABOVE_0=1, mic=0.0): return duda(task, "none", share=share, scale=scale, mic=mic)
 
 @row("duda_two_teachers", "duda with a second teacher: a large network that another row adapted", teacher=True, against="duda")
-def duda_two_teachers(task, of="daformer", inconsistency: KINDS="iou", fusion: FUSIONS="mean", share=0.5, scale=1, mic=0.0, second_scale=1):
+def duda_two_teachers(task, of="daformer", inconsistency: KINDS="iou", fusion: FUSIONS="mean", share: SHARE=0.5, scale: ABOVE_0=1, mic=0.0, second_scale: ABOVE_0=1):
     return after_stage_1(task, share, lambda: [large_network(task, of)], scale, mic, scales=(scale, second_scale), fusion=fusion, inconsistency=inconsistency)
 
 @row("duda_fixed", "no pre-adaptation: distillation from a large network that another row has finished, in duda's fine-tuning", teacher=True, against="daformer")
