@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from kdda.bench.runs import Run, all_rows, evaluate, execute, execute_all, label, ledger, on_unseen, show_table, table
+from kdda.bench.runs import Run, all_rows, compare_results, evaluate, execute, execute_all, label, ledger, on_unseen, show_table, table
 from kdda.data.world import World
+from kdda.cli import main
 from kdda.learn.rows import SHARE, Between
 
 ROOT = Path(__file__).parent.parent
@@ -155,6 +156,21 @@ def test_limits_of_options():
     for value in (0, 0.3, 1): Run("esd", "fewshot_city", "smoke", options={"share": value})
     with pytest.raises(ValueError, match="share of esd = 1.5; it must be from 0 to 1"): Run("esd", "fewshot_city", "smoke", options={"share": 1.5})
     with pytest.raises(TypeError, match="budget of esd = 'all'; it must be a whole number"): Run("esd", "fewshot_city", "smoke", options={"budget": "all"})
+
+def test_runs_are_compared_with_committed_ones_and_exported(tmp_path, capsys):
+    results = Path(__file__).parents[1] / "results"
+    for seed, change in ((0, 0.0), (1, 0.01)):
+        m = json.loads((results / f"laptop/game2city/dacs/seed{seed}.json").read_text())
+        m["scores"]["miou"] += change
+        folder = tmp_path / "runs/laptop/game2city/dacs" / m["run_id"]; folder.mkdir(parents=True)
+        (folder / "params.yaml").write_text(json.dumps(m["params"])); (folder / "metrics.json").write_text(json.dumps(m))
+    first, second = compare_results(tmp_path / "runs", results)
+    assert first["row"] == "dacs" and first["same"] and first["here"] == first["committed"] and not second["same"] and second["here"] - second["committed"] == pytest.approx(1)
+    assert main(["runs", "--out", str(tmp_path / "runs"), "--compare", str(results)]) == 0
+    assert "2 runs, 1 the same to the last digit; differences: mean +0.50, standard deviation 0.50, largest 1.0 points" in capsys.readouterr().out
+    assert main(["runs", "--out", str(tmp_path / "runs"), "--export", str(tmp_path / "again")]) == 0
+    assert all(r["same"] for r in compare_results(tmp_path / "runs", tmp_path / "again"))
+    assert main(["runs", "--out", str(tmp_path / "none"), "--compare", str(results)]) == 2 and "no finished run below" in capsys.readouterr().err
 
 def test_unseen_domains_are_scored_and_no_stream_sees_them(tmp_path):
     run = Run("source_only", out=tmp_path, **SMALL)

@@ -6,7 +6,7 @@
 __all__ = ['all_rows', 'check_parameters', 'Run', 'evaluate', 'generalisation', 'in_other_words', 'majority_guess', 'versions',
            'execute', 'curve_of', 'job_arguments', 'Local', 'progress_of', 'execute_all', 'last_line', 'on_unseen',
            'table', 'variant', 'label', 'fair_baseline', 'show_table', 'ledger', 'result_file', 'export_results',
-           'load_results', 'show_predictions', 'show_class_iou', 'show_curves']
+           'compare_results', 'load_results', 'show_predictions', 'show_class_iou', 'show_curves']
 
 # %% ../../nbs/bench/41_runs.ipynb #aab5ea43
 import contextlib, difflib, functools, hashlib, importlib, json, math, os, platform, pkgutil, subprocess, sys, time, types, warnings
@@ -527,21 +527,29 @@ def result_file(metrics, results="results"):  # metrics of a run -> path
     m = metrics
     return Path(results) / m["scale"] / m["scenario"] / "-".join([m["method"], *variant(m)]).replace(":", "_") / f"seed{m['seed']}.json"
 
-def export_results(out="runs", results="results"):  # -> list of files written
-    "Copy the metrics of finished runs at default settings to results/<scale>/<scenario>/<method>/seed<N>.json."
-    written = []
+def _presentable(out):  # -> metrics of every finished run at default settings
     for r in ledger(out):
         if r["state"] != "finished" or r["scale"] == "smoke": continue
         m = json.loads((Path(r["folder"]) / "metrics.json").read_text())
         p, scale = m["params"], SCENARIOS[r["scenario"]].at(r["scale"])
         if (p["steps"], p["recipe"]) != (scale.steps, _as_json(_recipe(scale))) or p["teacher"] not in (None, scale.teacher): continue
-        if set(p["options"]) != set(all_rows()[r["method"]].options): continue   # of an older version of the row
-        m.setdefault("curve", curve_of(History.from_csv(Path(r["folder"]) / "history.csv")))
+        if set(p["options"]) == set(all_rows()[r["method"]].options): yield m   # not of an older version of the row
+
+def export_results(out="runs", results="results"):  # -> list of files written
+    "Copy the metrics of finished runs at default settings to results/<scale>/<scenario>/<method>/seed<N>.json."
+    written = []
+    for m in _presentable(out):
         file = result_file(m, results)
         file.parent.mkdir(parents=True, exist_ok=True)
         _write(file, json.dumps(m, indent=1) + "\n")
         written.append(file)
     return written
+
+def compare_results(out="runs", results="results"):  # -> list of dicts: scenario, row, seed, committed and here (mIoU in points), same (to the last digit)
+    "Finished runs beside the committed ones of the same row and seed: have you reproduced them?"
+    pairs = [(m, json.loads(f.read_text())) for m in _presentable(out) if (f := result_file(m, results)).is_file()]
+    points = lambda m: float("nan") if m["scores"]["miou"] is None else 100 * m["scores"]["miou"]
+    return [{"scenario": m["scenario"], "row": label(m), "seed": m["seed"], "committed": points(c), "here": points(m), "same": m["scores"] == c["scores"]} for m, c in pairs]
 
 def load_results(scenario, scale="laptop", results="results"):  # -> list of metrics
     "The committed metrics of a scenario."
