@@ -244,6 +244,19 @@ def test_mix_pastes_images_labels_and_numbers():
         assert out.dtype == dtype
     assert torch.equal(mix(m, y, IGNORE) == IGNORE, ~m)
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_mix_takes_every_bit(dtype):
+    a, b, m = torch.randn(2, 4, 3, 8, 9).to(dtype).unbind() + (torch.rand(4, 8, 9) > 0.5,)
+    a[0, 0, 0, :3], b = torch.tensor([float("nan"), -0.0, float("inf")]), b.contiguous(memory_format=torch.channels_last)
+    bits = lambda t: t.contiguous().view({8: torch.int64, 4: torch.int32, 2: torch.int16}[dtype.itemsize])
+    for x, y in ((a, b), (b, a)):
+        out = mix(m, x, y)
+        assert torch.equal(bits(out), bits(torch.where(m[:, None], x, y)))
+        assert out.stride() == x.stride()
+    a = torch.randn(4, 3, 8, 9, requires_grad=True)
+    mix(m, a, 0).sum().backward()
+    assert torch.equal(a.grad, m[:, None].expand_as(a).float())
+
 # ---- block masks
 
 def test_block_masks_hide_whole_blocks_at_the_ratio():

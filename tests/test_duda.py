@@ -9,7 +9,7 @@ from kdda.data.labels import LabelSpace
 from kdda.data.world import World
 from kdda.learn.fit import Optim, fit, to_device
 from kdda.learn.losses import kd_kl
-from kdda.learn.selftrain import SelfTraining, Supervised, ema_update
+from kdda.learn.selftrain import SelfTraining, Supervised, ema_update, most_likely
 from kdda.nets.segmenter import segmenter
 from kdda.papers import duda
 from kdda.papers.duda import Agreement, FineTuning, PreAdaptation, TwoStudents, at_scale, class_weights, fuse, js_divergence, peak_saved_bytes
@@ -38,6 +38,14 @@ def same(a, b):
 
 @pytest.mark.parametrize("switches", [{}, {"mic": 1.0, "mask_block": 8}, {"augment_source": True, "teacher_bn": "running", "bn_source": True}])
 @pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("last", [False, True])
+def test_the_most_likely_class_is_the_maximum_of_the_softmax(last):
+    z = 5 * torch.randn(2, 19, 6, 7)
+    z[0, :, 0, 0] = 1.0                                        # all alike: the first one
+    p, c = most_likely(z.contiguous(memory_format=torch.channels_last) if last else z)
+    top = z.softmax(1).max(1)
+    assert torch.equal(c, top.indices) and c[0, 0, 0] == 0 and torch.allclose(p, top.values, rtol=1e-5) and p[0, 0, 0] == pytest.approx(1 / 19)
+
 def test_the_large_branch_is_plain_self_training_to_the_bit(switches, accumulate):
     alone = SelfTraining(net(), **switches)
     train(alone, accumulate=accumulate, optim={"main": Optim(lr=3e-3)})

@@ -66,12 +66,22 @@ def hflip(image: Tensor,         # [B,3,H,W], any dtype
     return image, label if label is None else torch.where(flip.view(-1, 1, 1), label.flip(-1), label)
 
 # %% ../../nbs/data/04_augment.ipynb #9881616a
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+def _where(mask, a, b):
+    "`torch.where`; between tensors on the CPU by their bits, in half the time or less."
+    if a.dtype != b.dtype or a.device.type != "cpu" or a.requires_grad or b.requires_grad: return torch.where(mask, a, b)
+    bits = _INTEGERS[a.element_size()]
+    x, y = a.view(bits), b.view(bits)
+    return ((x ^ y) & mask.to(bits).neg_()).bitwise_xor_(y).view(a.dtype)
+
 def mix(mask: Tensor,  # bool [B,H,W]
         a, b,          # [B,3,H,W] or [B,H,W] tensors, or plain numbers
        ) -> Tensor:    # `a` where the mask is True, else `b`
     "Paste `a` over `b`: images, labels, weights, or a number such as 0 or `IGNORE`."
     like = a if isinstance(a, Tensor) else b
-    return _like(torch.where(mask[:, None] if like.ndim == 4 else mask, a, b), like)
+    a, b = (v if isinstance(v, Tensor) else torch.full((), v, dtype=like.dtype, device=like.device) for v in (a, b))
+    return _like(_where(mask[:, None] if like.ndim == 4 else mask, a, b), like)
 
 # %% ../../nbs/data/04_augment.ipynb #19783bbb
 def resized_crop(image: Tensor,           # [B,3,H,W], uint8 or float
@@ -158,7 +168,7 @@ def adjust_hue(x: Tensor,  # float [B,3,H,W], RGB on 0..1
     value = x.amax(1)
     chroma = value - x.amin(1)
     safe = chroma.clamp(min=1e-8)
-    sixth = torch.where(value == r, (g - b) / safe, torch.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4))
+    sixth = _where(value == r, (g - b) / safe, _where(value == g, (b - r) / safe + 2, (r - g) / safe + 4))
     sixth += 6 * _per_image(turn, sixth)
     k = torch.stack([sixth + 5, sixth + 3, sixth + 1], 1)
     k.sub_((k / 6).floor_(), alpha=6)

@@ -19,7 +19,7 @@ from ..data.augment import block_mask, mix, photometric
 from ..learn.fit import Method, Optim, Stage, mean_over_processes
 from ..learn.losses import cross_entropy, feature_distance, kd_kl
 from ..learn.rows import ABOVE_0, SHARE, row
-from ..learn.selftrain import Supervised, dacs_mix, ema_update, frozen_statistics, pseudo_label, teacher_mode
+from ..learn.selftrain import Supervised, dacs_mix, ema_update, frozen_statistics, most_likely, pseudo_label, teacher_mode
 from ..nets.heads import resize
 
 # %% ../../nbs/papers/32_duda.ipynb #7afbaa8d
@@ -320,12 +320,12 @@ class FineTuning(Method):
     @torch.no_grad()
     def teach(self, x):  # -> logits of one teacher or log-probabilities of several [B,C,H,W], hard labels uint8 [B,H,W], 1 inside the margins [B,H,W], share q of sure pixels
         logits = [at_scale(self.nets[n], x, s) for n, s in zip(self.frozen, self.scales)]
-        soft = fuse(logits, self.fusion, self.threshold)
-        p, hard = soft.max(1)
+        soft = fuse(logits, self.fusion, self.threshold) if len(logits) > 1 else None
+        p, hard = most_likely(logits[0]) if soft is None else soft.max(1)
         inside, (top, bottom) = torch.ones_like(p), self.margins
         inside[:, :top] = 0
         inside[:, p.shape[1] - bottom:] = 0
-        return logits[0] if len(logits) == 1 else soft.log(), hard.to(torch.uint8), inside, mean_over_processes((p >= self.threshold).float().mean())
+        return logits[0] if soft is None else soft.log(), hard.to(torch.uint8), inside, mean_over_processes((p >= self.threshold).float().mean())
 
     def after_step(self, t):
         if self.agreement and (t + 1) % self.every == 0: self.class_weight.copy_(self.new_weights())
