@@ -34,8 +34,6 @@ def same(a, b):
     assert a.keys() == b.keys()
     for k in a: assert torch.equal(a[k], b[k]), k
 
-# 1, 7: the small branch leaves no trace, and sees the very same tensors
-
 @pytest.mark.parametrize("last", [False, True])
 def test_the_most_likely_class_is_the_maximum_of_the_softmax(last):
     z = 5 * torch.randn(2, 19, 6, 7)
@@ -43,6 +41,8 @@ def test_the_most_likely_class_is_the_maximum_of_the_softmax(last):
     p, c = most_likely(z.contiguous(memory_format=torch.channels_last) if last else z)
     top = z.softmax(1).max(1)
     assert torch.equal(c, top.indices) and c[0, 0, 0] == 0 and torch.allclose(p, top.values, rtol=1e-5) and p[0, 0, 0] == pytest.approx(1 / 19)
+
+# 1, 7: the small branch leaves no trace, and sees the very same tensors
 
 @pytest.mark.parametrize("switches", [{}, {"mic": 1.0, "mask_block": 8}, {"augment_source": True, "teacher_bn": "running", "bn_source": True}])
 @pytest.mark.parametrize("accumulate", [1, 2])
