@@ -419,7 +419,8 @@ def execute_all(requests,       # list of dicts, arguments of `Run`
     if not requests: raise ValueError("nothing to run: the list of requests is empty")
     runs = [Run(**r) for r in requests]
     engine, waiting, bar = Local(jobs, len(runs), max(r.nproc for r in runs)), [r for r in zip(runs, requests) if not r[0].metrics], None
-    if progress:
+    if progress and len(waiting) < len(runs): print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already", flush=True)
+    if progress and waiting:
         from fastprogress.fastprogress import progress_bar
         bar = progress_bar(range(100 * len(runs)), leave=False); bar.update(0)
     try:
@@ -432,6 +433,7 @@ def execute_all(requests,       # list of dicts, arguments of `Run`
             if bar is not None:
                 bar.update(min(100 * len(runs) - 1, int(100 * sum(map(progress_of, runs)))))
                 bar.comment = ", ".join(r.row.name for r in engine.working)
+        if bar is not None: bar.update(100 * len(runs))   # gone
     finally: engine.stop()
     return [r.metrics for r in runs]
 
