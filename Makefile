@@ -25,7 +25,7 @@ setup: .venv/.ready  ## make .venv with the exact versions of requirements.lock
 demo: setup  ## adapt a network from a game to a city: trains, scores, draws (4 minutes on 2 cores)
 	kdda bench quickstart
 
-test: setup lint sync notebooks pytest  ## everything CI runs
+test: setup lint sync notebooks pytest  ## what CI runs
 
 lint: setup
 	ruff check --quiet kdda tests data_scripts
@@ -52,6 +52,7 @@ speed: setup  ## compare speeds side by side; writes results/speed.json
 
 sweep: setup  ## make every committed number of results/ again (long; goes on where it stopped; real frames where KDDA_DATA is set)
 	kdda sweep sweeps/laptop.yaml --jobs 2
+	@test -n "$(KDDA_DATA)" || echo "sweep: without KDDA_DATA=FOLDER (that holds camvid/) the rows on real frames are left out"
 	test -z "$(KDDA_DATA)" || kdda sweep sweeps/camvid.yaml --jobs 2
 	kdda bench quickstart -p seeds "[0, 1, 2]"
 	mkdir -p results/figures && cp runs/game2city-laptop.jpg results/figures/game2city.jpg

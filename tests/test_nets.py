@@ -155,7 +155,7 @@ def test_channels_and_strides_are_as_declared(name):
     assert [tuple(m.shape[1:]) for m in maps] == [(c, 64 // s, 128 // s) for c, s in zip(net.channels, net.strides)]
 
 
-# Encoder parameters in millions and multiply-accumulates in 10^9 at 512x512: shared/papers/daformer_base.md, section 2.
+# Encoder parameters in millions and multiply-accumulates in 10^9 at 512x512, as published for SegFormer.
 @pytest.mark.parametrize("name, params, macs", [("mit_b0", 3.32, 3.2), ("mit_b1", 13.15, 10.4), ("mit_b2", 24.20, 20.2),
                                                 ("mit_b3", 44.07, None), ("mit_b4", 60.84, None), ("mit_b5", 81.44, 69.4)])
 def test_published_cost_of_encoders(name, params, macs):

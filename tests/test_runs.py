@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from kdda.bench.runs import Run, all_rows, compare_results, evaluate, execute, execute_all, label, ledger, on_unseen, show_table, table
+from kdda.bench.runs import Run, all_rows, at_root, compare_results, evaluate, execute, execute_all, label, ledger, on_unseen, show_table, table
 from kdda.data.world import World
 from kdda.cli import main
 from kdda.learn.rows import SHARE, Between
@@ -171,6 +171,15 @@ def test_runs_are_compared_with_committed_ones_and_exported(tmp_path, capsys):
     assert main(["runs", "--out", str(tmp_path / "runs"), "--export", str(tmp_path / "again")]) == 0
     assert all(r["same"] for r in compare_results(tmp_path / "runs", tmp_path / "again"))
     assert main(["runs", "--out", str(tmp_path / "none"), "--compare", str(results)]) == 2 and "no finished run below" in capsys.readouterr().err
+
+def test_a_benchmark_opened_in_its_folder_works_at_the_root(tmp_path, monkeypatch):
+    folder = tmp_path / "nbs/benchmarks"; folder.mkdir(parents=True)
+    monkeypatch.chdir(folder); at_root()
+    assert Path.cwd() == folder                       # no checkout
+    (tmp_path / "settings.ini").touch(); at_root()
+    assert Path.cwd() == tmp_path
+    at_root()
+    assert Path.cwd() == tmp_path
 
 def test_unseen_domains_are_scored_and_no_stream_sees_them(tmp_path):
     run = Run("source_only", out=tmp_path, **SMALL)
