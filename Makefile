@@ -70,12 +70,13 @@ lock: setup  ## resolve requirements.lock anew
 	uv pip compile pyproject.toml --extra docs -c requirements.lock --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --quiet \
 	  | awk -F== 'NR==FNR {have[$$1]; next} !($$1 in have)' requirements.lock - > requirements-docs.lock
 
-docs: setup .venv/.docs  ## the site, in build/docs/html; nothing is executed
+docs: setup .venv/.docs  ## the site, in build/docs/html; nothing is executed (Python 3.11)
 	rm -rf build/docs
 	python docs/pages.py build/docs/source
 	sphinx-build -qW --keep-going -c docs build/docs/source build/docs/html
 	@echo "open build/docs/html/index.html"
 .venv/.docs: .venv/.ready requirements-docs.lock
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Sphinx needs Python 3.11 or newer: rm -r .venv; make docs PYTHON=python3.12"; exit 1; }
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements-docs.lock
 	touch $@
 
