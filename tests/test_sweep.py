@@ -10,6 +10,7 @@ from kdda.learn.fit import run_lock
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+REPORTED = ("laptop", "camvid")   # what is in results/; the others say what is not yet
 
 def write(folder, blocks, **above):
     file = folder / "s.yaml"
@@ -54,13 +55,14 @@ def test_committed_sweeps_can_run_and_hold_every_paper(file, tmp_path):
     (tmp_path / "camvid").mkdir()
     jobs = s.read_sweep(file, data_root=str(tmp_path))
     assert {len([j for j in jobs if (j.kind, j.name) == k]) for k in {(j.kind, j.name) for j in jobs}} <= {3, 5}
-    for paper in ("dkd", "diga", "duda", "lsu", "esd"): assert any(j.run.row.name.startswith(paper) for j in jobs), paper
+    for paper in ("dkd", "diga", "duda", "lsu", "esd") if file.stem in REPORTED else (): assert any(j.run.row.name.startswith(paper) for j in jobs), paper
 
-def test_every_committed_number_comes_from_a_committed_sweep(tmp_path):
+def test_results_are_the_runs_of_the_committed_sweeps(tmp_path):
     (tmp_path / "camvid").mkdir()
-    made = {(*j.kind, j.name, j.run.seed) for file in SWEEPS for j in s.read_sweep(file, data_root=str(tmp_path))}
+    made = {(*j.kind, j.name, j.run.seed): file.stem in REPORTED for file in SWEEPS for j in s.read_sweep(file, data_root=str(tmp_path))}
     committed = {(m["scenario"], m["scale"], m["params"]["steps"], label(m), m["seed"]) for f in (ROOT / "results").glob("*/*/*/seed*.json") for m in [json.loads(f.read_text())]}
-    assert committed and committed <= made, sorted(committed - made)
+    reported = {run for run, there in made.items() if there}
+    assert committed and committed == reported, f"no sweep makes {sorted(committed - reported)}; not committed {sorted(reported - committed)}"
 
 # the loop, with an engine that only pretends
 
