@@ -52,7 +52,7 @@ class Notebook:
                 file = stem.with_suffix("." + kind[6:])
                 file.write_bytes(base64.b64decode(data[kind]))
                 return f"![what the cell above shows]({file.name})"
-        if "text/html" in data: return "" if "<progress" in data["text/html"] else fence(data["text/html"], "{raw} html")
+        if "text/html" in data: return "" if "<progress" in data["text/html"] or not data["text/html"].strip() else fence(data["text/html"], "{raw} html")
         if "text/markdown" in data: return data["text/markdown"]
         return fence(data.get("text/plain", ""), "output")
 

@@ -27,6 +27,9 @@ def test_every_notebook_has_a_page_in_reading_order(site):
     numbered = [e for e in listed if re.search(r"/?\d\d_", e)]
     assert numbered == sorted(numbered, key=lambda e: int(Path(e).stem[:2])) and listed[2:2 + len(numbered)] == numbered
 
+def test_no_block_of_a_page_is_empty(site):
+    for name, page in site.items(): assert not re.search(r"^(`{3,})\{(?:raw|code-block)\}[^\n]*\n(?::[^\n]*\n)*\s*\1$", page, re.M), name
+
 def test_directives_and_hidden_cells_are_left_out(site):
     hidden = 0
     for path in NOTEBOOKS:
