@@ -28,7 +28,7 @@ from ..learn.fit import Method, Optim, Stage, of_all_processes
 from ..learn.losses import cross_entropy, ohem_cross_entropy, soft_cross_entropy
 from ..learn.pseudo_labels import BINS, LabelQuality, PseudoLabelled, class_thresholds, count_labels, images_in_order, multi_scale_logits, write_pseudo_labels
 from ..learn.rows import SHARE, row
-from ..learn.selftrain import ema_update, frozen_statistics, teacher_mode
+from ..learn.selftrain import ema_update, frozen_statistics, most_likely, teacher_mode
 from ..nets.heads import HEADS, Head, resize
 from ..nets.segmenter import read_weights, segmenter
 
@@ -348,7 +348,7 @@ def label_quality(net,                # the network whose labels are stored: y_p
     counts, joint = {k: 0 for k in ("prob", "feat", "consensus")}, 0
     for start, x, _ in images_in_order(Unlabelled(dataset), batch, device):
         truth = torch.from_numpy(np.stack([resized(dataset.label(start + i), x.shape[-2:]) for i in range(len(x))])).to(device)
-        p, prob = multi_scale_logits(net, x, scales).softmax(1).max(1)
+        p, prob = most_likely(multi_scale_logits(net, x, scales))
         with frozen_statistics(teacher_mode(feature_net, teacher) if feature_net is not net else net):
             feat = feature_labels(feature_net(x, taps=("fused",))[1]["fused"], centroids, seen, x.shape[-2:])
         prob = prob.to(torch.uint8)
