@@ -9,7 +9,7 @@ NOTEBOOKS = find nbs kdda \( -name '*.ipynb' -o -name '*.py' \) -not -path '*/.i
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint sync notebooks pytest test-slow speed sweep readme lock docs browser wheel lab clean
+.PHONY: help setup demo test lint sync notebooks pytest test-slow speed full-scale sweep readme lock docs browser wheel lab clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ test-slow: setup  ## the tests that take minutes (kill and resume many times, ..
 
 speed: setup  ## compare speeds side by side; writes results/speed.json
 	python tests/speed.py
+
+full-scale: setup  ## what the published recipes take on this machine's GPU; writes results/full_scale.json
+	python tests/full_scale.py
 
 sweep: setup  ## make every committed number of results/ again (long; goes on where it stopped; real frames where KDDA_DATA is set)
 	kdda sweep sweeps/laptop.yaml --jobs 2

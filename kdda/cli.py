@@ -151,7 +151,7 @@ def parser():
     s.add_argument("--jobs", type=int, metavar="N", help="runs at a time; default: one (local), as many as there is room for (ray, slurm)")
     s.add_argument("--dry-run", action="store_true", help="check the file and say what there is to do")
     s.set_defaults(do=sweep)
-    n = sub.add_parser("plan", allow_abbrev=False, help="predict memory and time of a row, or of a sweep file, from three steps")
+    n = sub.add_parser("plan", allow_abbrev=False, help="predict memory and time of a row, or of a sweep file, from a few steps")
     n.add_argument("what", help="a row, such as duda, or a sweep file")
     n.add_argument("-p", "--parameter", dest="parameters", **pairs, help="as for a run: scenario, scale, student, steps, data_root, ...")
     n.set_defaults(do=plan)

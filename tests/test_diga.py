@@ -354,7 +354,7 @@ def test_label_quality_counts(city):
     truth, given = torch.tensor([[[0, 0, 1, 1, 255]]], dtype=torch.uint8), torch.tensor([[[0, 255, 1, 0, 0]]], dtype=torch.uint8)
     q = pseudo_labels.LabelQuality(count_labels(given, truth, 2))
     assert q.precision.tolist() == [0.5, 1.0] and q.coverage.tolist() == [0.5, 1.0]
-    assert q.total == pytest.approx({"coverage": 3 / 4, "precision": 2 / 3})
+    assert q.total == pytest.approx({"coverage": 3 / 4, "precision": 2 / 3}) and q.class_mean == pytest.approx({"class_precision": 3 / 4, "class_recall": 1 / 2})
     joint = torch.zeros(2, 2, BINS, dtype=torch.long); joint[0, 0, 950] = 3; joint[0, 1, 100] = 2; joint[1, 1, 899] = 1
     assert threshold_counts(joint, 0.9).tolist() == [[3, 0, 2], [0, 0, 1]]
     assert threshold_counts(joint, [0.0, 0.5]).tolist() == [[3, 0, 2], [0, 1, 0]]
@@ -457,7 +457,7 @@ def test_finished_round_gives_back_what_made_the_labels(tmp_path):
     warm, _, first, has = found["start of round 1"]
     rules = label_quality(warm, run.data("val"), first, has, scales=(1.0,), batch=run.scale.eval_batch)
     noted = run.metrics["notes"]["labels"]
-    assert list(noted) == ["round 1", "round 2"] and noted["round 1"]["consensus"] == pytest.approx(rules["consensus"].total) and noted["round 1"] != noted["round 2"]
+    assert list(noted) == ["round 1", "round 2"] and noted["round 1"]["consensus"] == pytest.approx(rules["consensus"].total | rules["consensus"].class_mean, nan_ok=True) and noted["round 1"] != noted["round 2"]
 
 def test_disk_scenario_with_resizing_and_crops(tmp_path):
     from PIL import Image

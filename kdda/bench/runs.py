@@ -296,6 +296,8 @@ def versions():
     import torchvision
     return {"kdda": kdda.__version__, "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__}
 
+def _device_name(): return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
 def _write(path, text):
     tmp = Path(f"{path}.tmp")
     tmp.write_text(text); tmp.replace(path)
@@ -355,8 +357,7 @@ def _train(run, progress, plot, say):
 def _train_and_score(run, progress, plot, say):
     started, scale, resumed = time.time(), run.scale, any(run.folder.glob("*/checkpoints/step_*"))
     _write(run.folder / "params.yaml", yaml.safe_dump({**run.identity, "benchmark": run.benchmark}, sort_keys=False))
-    _write(run.folder / "env.json", json.dumps({"versions": versions(), "platform": platform.platform(), "threads": torch.get_num_threads(), "processes": run.world,
-                                                "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None}, indent=1))
+    _write(run.folder / "env.json", json.dumps({"versions": versions(), "platform": platform.platform(), "threads": torch.get_num_threads(), "processes": run.world, "device": _device_name()}, indent=1))
     (run.folder / "error.txt").unlink(missing_ok=True)
     try:
         method, history, steps = _train(run, progress, plot, say)
@@ -371,7 +372,7 @@ def _train_and_score(run, progress, plot, say):
     metrics = {"schema": 1, "status": "finished", "benchmark": run.benchmark, "method": run.row.name, "about": run.row.about, "scenario": run.scenario.name,
                "scale": scale.name, "seed": run.seed, "steps": steps, "student": {"name": run.student_name, "params": cost.params, "macs": cost.macs},
                "scores": scores, "scored_on": {"data": run.data("test").name, "role": "test", "images": len(run.data("test")), "network": "student", "checkpoint": "last"}, "unseen": unseen, "related": related, "curve": curve_of(history),
-               "wall_s": round(time.time() - started, 1), "resumed": resumed, "versions": versions(), "run_id": run.id, "params": run.identity, "needs": run.used, "notes": run.notes}
+               "wall_s": round(time.time() - started, 1), "resumed": resumed, "device": _device_name(), "versions": versions(), "run_id": run.id, "params": run.identity, "needs": run.used, "notes": run.notes}
     _write(run.folder / "metrics.json", json.dumps(metrics, indent=1))
     return metrics
 

@@ -272,7 +272,9 @@ def show_sweep(jobs):  # -> text
 
 # %% ../../nbs/bench/42_sweep.ipynb #f20127cb
 class Probe(Run):
-    "A run of three steps a stage, on at most 512 frames of what is on disk."
+    "A run of a few steps a stage, on at most 512 frames of what is on disk."
+    length = 20 if torch.cuda.is_available() else 3   # on a GPU enough to use up what the streams have read ahead
+
     def data(self, role):
         ds = super().data(role)
         few = range(min(512, len(ds)))
@@ -299,11 +301,13 @@ class Probe(Run):
                 method.after_step = after_step
                 parts.append((stage.name, stage.steps, clock))
                 return method
-            return replace(stage, method=make, steps=min(3, stage.steps), options={**stage.options, "evaluate": None})
+            return replace(stage, method=make, steps=min(self.length, stage.steps), options={**stage.options, "evaluate": None})
         stages = self.row.stages(self, **self.options)
         method, _ = fit_stages([timed(s) for s in stages], self.folder, seed=self.seed, precision=self.scale.precision, compile=self.compile, progress=False, optim={"main": self.scale.optim})
         self.save_student(method.student)
-        step = lambda clock: (clock[-1] - clock[1]) / (len(clock) - 2) if len(clock) > 2 else clock[-1] - clock[0]   # the first step warms up
+        def step(clock):
+            warm = len(clock) // 3   # steps that warm up
+            return (clock[-1] - clock[warm]) / (len(clock) - 1 - warm)
         train = {"stages": [(name, steps, step(clock)) for name, steps, clock in parts], "scoring": self.scoring(method.student)}
         (self.folder / "probe.json").write_text(json.dumps({"row": self.row.name, "student": self.student_name, "folder": str(self.folder.relative_to(self.out)), **train}))
 

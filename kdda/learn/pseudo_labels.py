@@ -200,6 +200,9 @@ class LabelQuality:
     @property
     def total(self): return {"coverage": (self.counts[:, :-1].sum() / self.counts.sum()).item(), "precision": self._ratio(self.counts.diagonal().sum(), self.counts[:, :-1].sum()).item()}
 
+    @property
+    def class_mean(self): return {f"class_{k}": getattr(self, k).nanmean().item() for k in ("precision", "recall")}   # rare classes count as much as common ones
+
     @staticmethod
     def _ratio(a, b): return torch.where(b > 0, a / b.clamp(min=1), torch.nan)
 

@@ -609,7 +609,7 @@ def _rounds(task, labels="consensus", skd=0.25, rounds=1, translator="stats", se
     def write_down(r, net, *its):   # how good each rule's labels would be, on validation frames
         val = Resized(task.data("val"), box)
         rules = label_quality(net, Subset(val, range(min(64, len(val)))), *its, scales=scales, threshold=threshold, batch=task.scale.eval_batch)
-        task.notes.setdefault("labels", {})[f"round {r}"] = {k: {n: v if v == v else None for n, v in q.total.items()} for k, q in rules.items()}
+        task.notes.setdefault("labels", {})[f"round {r}"] = {k: {n: v if v == v else None for n, v in (q.total | q.class_mean).items()} for k, q in rules.items()}
     cuts = np.linspace(warm, total, rounds + 1).round().astype(int)
     stages = []
     for r in range(1, rounds + 1):
