@@ -127,8 +127,10 @@ def test_extreme_layouts_draw():
             assert s["label"].max() < 19 and np.isfinite(s["depth"]).all()
 
 
-def test_render_is_the_same_and_cannot_be_spoilt():
-    plain, ready = World("fog", n=4), World("fog", n=4).render()
+@pytest.mark.parametrize("size", [(64, 128), (256, 512)])      # the second in several threads
+def test_render_is_the_same_and_cannot_be_spoilt(size, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    plain, ready = World("fog", n=4, size=size), World("fog", n=4, size=size).render()
     ready.image(2)[:] = 0
     assert all((plain.image(i) == ready.image(i)).all() and (plain.label(i) == ready.label(i)).all() for i in range(4))
     assert len(ready) == 4 and ready.key(2) == "fog/train/2" and ready.name == "fog" and ready.space is CITYSCAPES_19

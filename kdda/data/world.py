@@ -8,7 +8,8 @@ __all__ = ['ROAD', 'SIDEWALK', 'BUILDING', 'WALL', 'FENCE', 'POLE', 'LIGHT', 'SI
            'Appearance', 'Layout', 'Domain', 'blend', 'Painter', 'World']
 
 # %% ../../nbs/data/02_world.ipynb #7c4e0b87
-import hashlib, math, random, re
+import hashlib, math, os, random, re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -876,9 +877,10 @@ class World:
         "Keep all images and labels in memory; returns self."
         if self._memory is None:
             images, labels = np.empty((self.n, *self.size, 3), np.uint8), np.empty((self.n, *self.size), np.uint8)
-            for i in range(self.n):
+            def draw(i):
                 s = self.sample(i)
                 images[i], labels[i] = s["image"], s["label"]
+            with ThreadPoolExecutor(os.cpu_count() if min(self.size) >= 256 else 1) as pool: list(pool.map(draw, range(self.n)))   # small arrays hold the interpreter's lock
             self._memory = images, labels
         return self
 
