@@ -7,9 +7,12 @@
 Every step can be interrupted and begun again: a file with its final name is whole, and what is there is not fetched or unpacked twice. Exit code: 0 the copy can be used, 1 it cannot (yet), 2 something went wrong.
 """
 import argparse
+import contextlib
 import hashlib
 import json
+import lzma
 import os
+import platform
 import re
 import shutil
 import stat
@@ -28,6 +31,7 @@ from urllib.request import Request, urlopen
 from kdda.data.datasets import check, find_layout
 
 PIECE = 1 << 20
+DAMAGE = OSError, EOFError, RuntimeError, ValueError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile     # what comes of reading a damaged archive
 
 
 class Refused(Exception):
@@ -61,8 +65,8 @@ def fetch_parts(urls, file, sha256=None, **options):
     for url, piece in zip(urls, pieces):
         if piece.exists(): continue
         part, about = _receive_all(url, piece, **options)
-        about.unlink(missing_ok=True)
         os.replace(part, piece)
+        _forget(about)                                     # last: without its note the part would be fetched again
     with open(whole, "wb") as out:
         for piece in pieces:
             with open(piece, "rb") as f: shutil.copyfileobj(f, out, PIECE)
@@ -109,8 +113,9 @@ def _forget(*files):
 
 def _note(file):
     "What was noted, if it can be read."
-    try: return json.loads(file.read_text())
+    try: note = json.loads(file.read_text())
     except (OSError, ValueError): return {}
+    return note if isinstance(note, dict) else {}
 
 def _write_note(file, note, **options):
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
@@ -121,6 +126,7 @@ def _write_note(file, note, **options):
 def _receive(url, part, about, timeout, say):
     "One attempt: append what is missing to `part`."
     have, known = _size(part), _note(about)
+    if have and have == known.get("total"): return         # killed before it got its name; a range past the end would be refused
     if have and not known.get("tag"): have = 0             # nothing says that the rest would be of the same file
     headers = {"User-Agent": "kdda data scripts"} | ({"Range": f"bytes={have}-", "If-Range": known["tag"]} if have else {})
     with urlopen(Request(url, headers=headers), timeout=timeout) as answer:
@@ -167,13 +173,13 @@ def check_archive(file, name=None, to_the_end=False):
     if not start: raise Refused(f"{name or file}: it is empty")
     if re.match(rb"\s*<(!doctype|html|\?xml|head)", start, re.I): raise Refused(f"{name or file}: it is a web page, not an archive: log in with a browser and fetch it there")
     if not zipfile.is_zipfile(file) and not _is_tar(file): raise Refused(f"{name or file}: it is neither a zip nor a tar archive, or it is cut off. Delete it and fetch it again")
-    if to_the_end and not zipfile.is_zipfile(file) and not _is_tar(file, to_the_end): raise Refused(f"{name or file}: it is cut off. Fetch it again")
+    if to_the_end and not zipfile.is_zipfile(file) and not _is_tar(file, to_the_end): raise Refused(f"{name or file}: it is cut off or damaged. Fetch it again")
 
 
 def _is_tar(file, to_the_end=False):
     try:
-        with _open_tar(file) as tar: return all(True for _ in tar) if to_the_end else True
-    except (OSError, EOFError, zlib.error, tarfile.TarError): return False
+        with _open_tar(file) as tar: return all(True for _ in _members(tar)) if to_the_end else True
+    except DAMAGE: return False
 
 
 def _open_tar(file):
@@ -185,6 +191,14 @@ def _open_tar(file):
             if info.type in b"LKxgX" and info.size > PIECE: raise Refused(f"{file}: a name in it takes {info.size} bytes: a bomb?")
             return info
     return tarfile.open(file, tarinfo=Header)
+
+
+def _members(tar):
+    "The entries, and then what follows them: the checksum of a compressed stream is compared only at its very end."
+    yield from tar
+    for _ in range(1024):
+        if not tar.fileobj.read(PIECE): return
+    raise tarfile.ReadError("more than a gigabyte follows its last entry")
 
 
 # ---- unpacking
@@ -218,7 +232,8 @@ def unpack(file, root, below="", into="", most=None, ratio=200):
                 if target.is_file() and not target.is_symlink() and target.stat().st_size == size: continue
                 _write(file, archive.open(entry), target, size)
             return len(wanted)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError) as e:
+    except DAMAGE as e:
+        if getattr(e, "errno", None): raise                # the disk, not the archive
         raise Refused(f"{file}: it is damaged ({type(e).__name__}: {e}). Delete it and fetch it again") from None
 
 
@@ -276,7 +291,7 @@ class _Tar:
     def open(self, entry): return self.tar.extractfile(entry)
 
     def entries(self):
-        for m in self.tar:
+        for m in _members(self.tar):
             if m.isdir():
                 if ".." in PurePosixPath(m.name).parts or m.name.startswith("/"): raise Refused(f"{self.file}: {m.name!r} leads out of the folder")
                 continue
@@ -295,15 +310,18 @@ def main(name, archives, access, steps="", note="", argv=None):
     parser.add_argument("--download", action="store_true", help="fetch what may be had without a login")
     parser.add_argument("--workers", type=int, help="threads that look at the files (default: one for each core)")
     args = parser.parse_args(argv)
-    folder = args.archives or args.root/"archives"
+    if (args.workers or 0) < 0: parser.error(f"--workers {args.workers}: it must be 1 or more; leave it out for one thread each core")
+    folder, skipped = args.archives or args.root/"archives", []
     try:
         if args.download: download(archives, folder)
-        if args.archives or args.download or folder.is_dir(): unpack_all(archives, folder, args.root)
+        if args.archives or args.download or folder.is_dir(): skipped = unpack_all(archives, folder, args.root)
         report = check(layout, args.root, workers=args.workers, progress=sys.stdout.isatty())
     except (Refused, OSError) as e:
         print(f"{layout.name}: {e}", file=sys.stderr)
         sys.exit(2)
-    if not report.ok: print(how_to(layout, archives, access, steps, note).format(root=args.root, name=layout.name), end="\n\n")
+    if not report.ok:
+        print(how_to(layout, archives, access, steps, note).format(root=args.root, name=layout.name), end="\n\n")
+        if skipped: print(f"{args.root/'.unpacked.json'} says that {', '.join(skipped)} was unpacked before: if files were lost since, delete it and run the same command again", end="\n\n")
     print(report)
     sys.exit(not report.ok)
 
@@ -324,10 +342,33 @@ def how_to(layout, archives, access, steps, note):
 def download(archives, folder):
     "Fetch the archives that have an address."
     free = [a for a in archives if a.url]
-    if not free: print("no address of its archives is known here; see the steps")
-    for a in free:
-        print(f"{a.name} from {a.url}")
-        (fetch if isinstance(a.url, str) else fetch_parts)(a.url, folder/a.name, a.sha256)
+    if not free: return print("no address of its archives is known here; see the steps")
+    with _alone(folder):
+        for a in free:
+            print(f"{a.name} from {a.url}")
+            (fetch if isinstance(a.url, str) else fetch_parts)(a.url, folder/a.name, a.sha256)
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    "Hold `folder` for this process, until it ends: two would append to the same file."
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder/".lock", "a+") as f:
+        try:
+            if os.name == "nt":
+                import msvcrt
+                f.seek(PIECE)                              # behind the text: what is locked cannot be read there
+                msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            f.seek(0)
+            raise Refused(f"{folder}: {f.read() or 'another process'} is downloading to it. Wait until it is done, or stop it, and run the same command again") from None
+        f.truncate(0)
+        f.write(f"process {os.getpid()} on {platform.node()}")
+        f.flush()
+        yield
 
 
 def _known(archives, there, root):
@@ -338,17 +379,21 @@ def _known(archives, there, root):
 
 
 def unpack_all(archives, folder, root):
-    "Unpack the archives that are there, except those of which `.unpacked.json` says that they are done."
+    "Unpack the archives that are there, except those of which `.unpacked.json` says that they are done. -> the names of these"
     done_file = root/".unpacked.json"
-    done = _note(done_file)
-    there = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.endswith((".part", ".part.json"))) if folder.is_dir() else []
+    done, skipped = _note(done_file), []
+    there = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.endswith((".part", ".part.json", ".lock"))) if folder.is_dir() else []
     for f in there:
         if not any(fnmatch(f.name, a.name) for a in archives if not a.within): print(f"{f.name}: no archive of this dataset is called so; left alone")
     for f, a in _known(archives, there, root):
         state = [f.stat().st_size, f.stat().st_mtime_ns]
-        if done.get(f.name, [])[:2] == state: continue
+        noted = done.get(f.name)
+        if isinstance(noted, list) and noted[:2] == state:
+            skipped.append(f.name)
+            continue
         digest = verify(f, a.sha256)
         n = unpack(f, root, a.below, a.into)
         print(f"{f.name}: {n} files unpacked, SHA-256 {digest}")
         done[f.name] = state + [digest]
         _write_note(done_file, done, indent=1)
+    return skipped

@@ -99,6 +99,7 @@ def plan(args):
 def check(args):
     from kdda.data.datasets import check as doctor, find_layout
     layout = find_layout(args.dataset)
+    if args.workers is not None and args.workers < 1: raise ValueError(f"workers = {args.workers}; it must be at least 1")
     strange = [s for s in args.split or () if s not in layout.splits]
     if strange: raise ValueError(f"{layout.name} has no split {strange[0]!r}; it has {', '.join(layout.splits)}")
     report = doctor(layout, args.root, workers=args.workers, splits=args.split, progress=sys.stdout.isatty())

@@ -2,6 +2,7 @@
 
 The world writes itself to disk in the layout, label encoding and frame size of each real dataset; then every paper's main row is probed
 at scale `paper` as `kdda plan` does it: a few steps of each stage, through the real loaders, and of what it needs from other rows.
+Scoring, and labelling before the first step, are left out.
 Prints a table and writes results/full_scale.json. `python tests/full_scale.py DKD` probes that one alone and replaces its row.
 """
 import argparse, json, os, platform, tempfile
@@ -40,13 +41,13 @@ def write(layout, split, root, shrink, frames=8):
 def probe(name, request, root):  # -> dict for results/full_scale.json
     found = plan({**request, "data_root": root})
     if "why" in found: return {"paper": name, "request": request, "why": found["why"]}
-    stages = [dict(row=r, network=net, stage=stage, steps=steps, seconds=seconds) for r, net, stage, steps, seconds, _ in times(found, out=root)]
+    stages = [dict(row=r, network=net, stage=stage, steps=steps, seconds=seconds) for r, net, stage, steps, seconds, _ in times(found, out=root) if steps]
     return {"paper": name, "request": request, "device": found["device"], "memory": found["memory"], "torch": torch.__version__, "python": platform.python_version(), "stages": stages}
 
 def show(found):  # -> text
     if "why" in found: return f"{found['paper']}: {found['why']}"
     lines = [f"{found['paper']}, {found['request']['scenario']}, {found['request'].get('precision', 'fp32')}: {sum(s['seconds'] for s in found['stages']) / 3600:.1f} h, {found['memory'] / 2**30:.1f} GB, {found['device']}"]
-    return "\n".join(lines + [f"  {s['row']:16} {s['network']:28} {s['stage']:10} {s['steps']:7} steps  " + (f"{s['steps'] / s['seconds']:7.2f} a second" if s["steps"] else f"{s['seconds']:7.0f} s") for s in found["stages"]])
+    return "\n".join(lines + [f"  {s['row']:16} {s['network']:28} {s['stage']:10} {s['steps']:7} steps  {s['steps'] / s['seconds']:7.2f} a second" for s in found["stages"]])
 
 if __name__ == "__main__":
     parse = argparse.ArgumentParser(description=__doc__.splitlines()[0])

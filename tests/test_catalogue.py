@@ -3,6 +3,7 @@ import dataclasses
 import json
 import shutil
 import threading
+from base64 import b64encode
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 
 from kdda.data.batches import RareClass, Stream, class_counts
 from kdda.data.datasets import (ACDC, SYNTHIA, Bytes, Cityscapes, CocoPanoptic, Colors, DataError, Folder, InMemory, Mapped, Panoptic16, Polygons, Red16, Resized, Rle,
-                                Subset, Unlabelled, check, find_layout, ids_of, layouts, rle_decode, rle_encode, translate, write_frames)
+                                Subset, Tree, Unlabelled, check, find_layout, ids_of, layouts, rle_decode, rle_encode, translate, write_frames)
 from kdda.data import labels
 from kdda.data.labels import CAMVID_11, CITYSCAPES_19, CITYSCAPES_19_TO_16, CITYSCAPES_19_TO_CAMVID_11, CITYSCAPES_IDS, IGNORE, LabelMap, Taxonomy, label_map, label_maps, look_up, taxonomies, taxonomy
 from kdda.data.world import World
@@ -347,6 +348,8 @@ def test_no_label_file_brings_anything_but_a_data_error(name, how, tmp_path):
     (dict(imgHeight=7), "it is for 7x8, its image is 6x8"), (dict(imgHeight=10**9, imgWidth=10**9), "it is for"),
     (dict(objects=[{"label": "unicorn", "polygon": [[0, 0], [1, 1], [0, 1]]}]), "the class 'unicorn'"),
     (dict(objects=[{"label": "road", "polygon": [[0, 0], [1e300, 1], [0, 1]]}]), "out of every picture"),
+    (dict(imgHeight=float("inf")), "a.json: it is not the JSON it should be .OverflowError"), (dict(objects=[{"label": "road", "polygon": [[10**400, 0], [1, 1]]}]), "a.json: it is not the JSON it should be"),
+    (dict(objects=[{"label": ["road"], "polygon": [[0, 0], [1, 1]]}]), r"a.json: it has the class .\['road'\]"), (dict(objects=[{"label": 5, "polygon": [[0, 0], [1, 1]]}]), "a.json: it has the class '5'"),
     (dict(objects=[{"label": "road", "polygon": [["a", 0]]}]), "not the JSON it should be"), (dict(objects=[{"label": "road", "polygon": [[0, float("nan")], [1, 1]]}]), "out of every picture")])
 def test_polygons_that_are_wrong(tmp_path, change, message):
     (tmp_path/"a.json").write_text(json.dumps({"imgHeight": 6, "imgWidth": 8, "objects": []} | change))
@@ -356,6 +359,45 @@ def test_polygons_that_are_wrong(tmp_path, change, message):
 def test_a_polygon_file_cannot_ask_for_a_huge_canvas(tmp_path):
     (tmp_path/"a.json").write_text(json.dumps({"imgHeight": 10**6, "imgWidth": 10**6, "objects": []}))
     with pytest.raises(DataError, match="1000000x1000000"): Polygons().read(tmp_path/"a.json", TABLE)
+    (tmp_path/"a.json").write_text(json.dumps({"imgHeight": -6, "imgWidth": -8, "objects": []}))
+    with pytest.raises(DataError, match="-6x-8"): Polygons().read(tmp_path/"a.json", TABLE)
+
+
+GOOD_MASK = {"size": [6, 8], "counts": b64encode(rle_encode(np.ones((6, 8), bool))).decode()}
+
+@pytest.mark.parametrize("mask, message", [
+    ({"counts": GOOD_MASK["counts"]}, "KeyError: 'size'"), ({"size": [6, 8]}, "KeyError: 'counts'"), ([1], "TypeError"), (GOOD_MASK | {"size": 6}, "TypeError"), (GOOD_MASK | {"size": [6]}, "ValueError"),
+    (GOOD_MASK | {"counts": 5}, "TypeError"), (GOOD_MASK | {"counts": "é"}, "ValueError"), (GOOD_MASK | {"size": [6, 9]}, "a mask of x.jpg is 6x9, the image is 6x8")])
+@pytest.mark.parametrize("part, category", [("object_ann", "road"), ("surface_ann", "flat.x")])
+def test_masks_that_are_wrong(tmp_path, mask, message, part, category):
+    "The error names the table that the mask is in, of the two that there are."
+    Rle().save(tmp_path/"object_ann.json", np.zeros((6, 8), np.uint8), TABLE, "x.jpg")
+    row = {"token": "t", "sample_data_token": "x.jpg", "category_token": category, "mask": mask}
+    (tmp_path/f"{part}.json").write_text(json.dumps([row]))
+    with pytest.raises(DataError, match=f"{part}.json: a mask of x.jpg .*{message}|{part}.json: {message}") as e: Rle().read(tmp_path/"object_ann.json", TABLE, (6, 8), "x.jpg")
+    assert e.value.fix
+
+
+def test_names_in_tables_that_are_no_names(tmp_path):
+    for table, key in (("category", "name"), ("sample_data", "filename")):
+        for bad in (5, ["x.jpg"], None):
+            Rle().save(tmp_path/table/"object_ann.json", np.ones((6, 8), np.uint8), TABLE, "x.jpg")
+            f = tmp_path/table/f"{table}.json"
+            f.write_text(json.dumps([row | {key: bad} for row in json.loads(f.read_text())]))
+            try: ids = Rle().read(tmp_path/table/"object_ann.json", TABLE, (6, 8), "x.jpg")
+            except DataError as e: assert f"the category {str(bad)!r}" in str(e) and table == "category"
+            else: assert table == "sample_data" and (ids == IGNORE).all()
+            shutil.rmtree(tmp_path/table)
+
+
+def test_a_linked_folder_of_labels_has_its_json_where_the_link_is(tmp_path):
+    "`..` is the folder that the link lies in, not the one that it leads to."
+    write_frames(World("city", n=1, size=SIZE), "coco", tmp_path/"coco", "val", kind=CocoPanoptic)
+    (tmp_path/"big/disk").mkdir(parents=True)
+    link = tmp_path/"coco/panoptic_val2017"
+    shutil.move(link, tmp_path/"big/disk/labels")
+    link.symlink_to(tmp_path/"big/disk/labels")
+    assert check("coco", tmp_path/"coco", splits=["val"]).ok and Folder("coco", tmp_path/"coco", "val").label(0).shape == SIZE
 
 
 def test_segments_and_their_file_must_agree(tmp_path):
@@ -376,6 +418,10 @@ def test_tables_that_lead_out_of_the_root(tmp_path):
     f = tmp_path/"v1.0-val/sample_data.json"
     f.write_text(f.read_text().replace("samples/", "../samples/"))
     with pytest.raises(DataError, match="leads out of the root"): Folder("nuimages", tmp_path, "val")
+    for bad in (5, None, ["a.jpg"]):
+        f.write_text(json.dumps([{"token": "t", "filename": bad, "is_key_frame": True}]))
+        with pytest.raises(DataError) as e: Folder("nuimages", tmp_path, "val")
+        assert f"{f}: the filename {bad!r} is no path" in str(e.value)
 
 
 # ---- tables of classes
@@ -482,6 +528,61 @@ def test_rare_classes_on_disk_use_the_kept_counts(tmp_path):
 
 
 # ---- the doctor
+
+def edit(file, change): file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+def with_first(rows, **changes): return [rows[0] | changes, *rows[1:]]
+
+BAD_LABELS = {   # layout, encoding, the file to change, the change, how many of three frames it spoils
+    "huge image": ("cityscapes", Polygons, "*_polygons.json", lambda d: d | {"imgHeight": float("inf")}, 1),
+    "huge coordinate": ("cityscapes", Polygons, "*_polygons.json", lambda d: d | {"objects": [{"label": "road", "polygon": [[10**400, 0], [1, 1]]}]}, 1),
+    "list as label": ("cityscapes", Polygons, "*_polygons.json", lambda d: d | {"objects": [{"label": ["road"], "polygon": []}]}, 1),
+    "number as label": ("cityscapes", Polygons, "*_polygons.json", lambda d: d | {"objects": [{"label": 5, "polygon": []}]}, 1),
+    "huge segment": ("coco", CocoPanoptic, "panoptic_val2017.json", lambda d: {"annotations": with_first(d["annotations"], segments_info=[{"id": float("inf"), "category_id": 1}])}, 3),
+    "folder as json": ("coco", CocoPanoptic, "panoptic_val2017.json", None, 3),
+    "mask without size": ("nuimages", Rle, "object_ann.json", lambda d: with_first(d, mask={"counts": ""}), 1),
+    "mask without counts": ("nuimages", Rle, "surface_ann.json", lambda d: with_first(d, mask={"size": list(SIZE)}), 1),
+    "list as mask": ("nuimages", Rle, "object_ann.json", lambda d: with_first(d, mask=[1]), 1),
+    "number as size": ("nuimages", Rle, "object_ann.json", lambda d: with_first(d, mask={"size": 6, "counts": ""}), 1)}
+
+@pytest.mark.parametrize("how", BAD_LABELS)
+def test_the_doctor_goes_on_after_a_bad_label(how, tmp_path):
+    name, kind, wanted, change, spoilt = BAD_LABELS[how]
+    write_frames(World("city", n=3, size=SIZE, split="val"), name, tmp_path, "val", kind=kind)
+    file = sorted(tmp_path.rglob(wanted))[0]
+    if change: edit(file, change)
+    else:
+        file.unlink()
+        file.mkdir()
+    report = check(name, tmp_path, splits=["val"])
+    assert [p.where for p in report.problems] == [str(file)] * spoilt and len(report.clean) == 3 - spoilt
+    assert all(p.what and p.fix for p in report.problems)
+
+
+def test_the_doctor_goes_on_after_a_bad_table_of_images(tmp_path):
+    for split in ("train", "val"): write_frames(World("city", n=2, size=SIZE, split=split), "nuimages", tmp_path, split)
+    edit(tmp_path/"v1.0-train/sample_data.json", lambda rows: with_first(rows, filename=5))
+    report = check("nuimages", tmp_path, splits=["train", "val"])
+    assert [p.where for p in report.problems] == [str(tmp_path/"v1.0-train/sample_data.json")] and "the filename 5" in str(report) and len(report.clean) == 2
+
+
+class Broken(Bytes):
+    "An encoding of somebody else's, with a bug."
+    def read(self, file, *_): raise ZeroDivisionError(f"in {Path(file).name}")
+
+class Unreadable(Tree):
+    "A description of somebody else's, of a split on a disk that fails."
+    def samples(self, root, split, where=None): raise OSError(5, "Input/output error", str(root/self.place(split)))
+
+def test_whatever_a_reader_raises_the_doctor_goes_on(tmp_path):
+    World("city", n=2, size=SIZE).export("gta5", tmp_path)
+    frames = LAYOUTS["gta5"].files
+    broken = dataclasses.replace(LAYOUTS["gta5"], files=Tree(frames.image, {t: Broken() for t in frames.labels}))
+    report = check(broken, tmp_path)
+    assert [Path(p.where).parent.name for p in report.problems] == ["labels", "labels"] and "it cannot be read (ZeroDivisionError: in " in str(report)
+    report = check(dataclasses.replace(broken, files=(Unreadable(frames.image, {}, only=("train",)), frames), splits={"train": 2, "val": 2}), tmp_path)
+    assert [p.kind for p in report.problems] == ["unreadable"] and "Input/output error" in str(report) and report.frames == {"val": 2} and len(report.clean) == 2
+
 
 def test_clean_frames_are_written_and_read(tmp_path):
     World("city", n=4, size=SIZE).export("gta5", tmp_path/"gta5")

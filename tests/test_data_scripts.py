@@ -1,7 +1,10 @@
 "The scripts that get datasets: archives made from the world, hostile archives, a server that drops, cuts off and asks for logins."
+import gzip
 import importlib
 import io
+import json
 import os
+import random
 import shutil
 import stat
 import subprocess
@@ -142,20 +145,43 @@ def test_a_damaged_archive_is_an_error_and_leaves_nothing_half(tmp_path, drawn, 
     (tmp_path/"got/data_semantics.zip").write_bytes(whole)
     assert call("kitti", "--root", tmp_path/"kitti", "--archives", tmp_path/"got", capsys=capsys)[0] == 0
 
+@pytest.mark.parametrize("noted", ["", "[]", "7", '{"data_semantics.zip": 7}', '{"data_semantics.zip": null}'])
+def test_a_damaged_note_of_what_is_unpacked_is_no_note(noted, tmp_path, drawn, capsys):
+    pack(drawn/"kitti", tmp_path/"kitti/archives/data_semantics.zip")
+    (tmp_path/"kitti/.unpacked.json").write_text(noted)
+    code, said = call("kitti", "--root", tmp_path/"kitti", capsys=capsys)
+    assert code == 0 and "8 files unpacked" in said
+    assert list(json.loads((tmp_path/"kitti/.unpacked.json").read_text())) == ["data_semantics.zip"]
+
+def test_data_that_were_deleted_are_had_again(tmp_path, drawn, capsys):
+    kitti = tmp_path/"kitti"
+    pack(drawn/"kitti", kitti/"archives/data_semantics.zip")
+    code, said = call("kitti", "--root", kitti, capsys=capsys)
+    assert code == 0 and "unpacked before" not in said
+    shutil.rmtree(kitti/"training")
+    code, said = call("kitti", "--root", kitti, capsys=capsys)
+    assert code == 1 and f"{kitti/'.unpacked.json'} says that data_semantics.zip was unpacked before: if files were lost since, delete it and run the same command again" in said
+    (kitti/".unpacked.json").unlink()
+    assert call("kitti", "--root", kitti, capsys=capsys)[0] == 0
+
+def test_a_number_of_threads_that_is_none(tmp_path, capsys):
+    code, said = call("kitti", "--root", tmp_path, "--workers", "-1", capsys=capsys)
+    assert code == 2 and "--workers -1: it must be 1 or more" in said
+
 
 # ---- hostile archives
 
-def zipped(path, entries):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+def zipped(path, entries, method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w") as z:
         for name, data, *mode in entries:
             info = zipfile.ZipInfo(name)
-            info.compress_type = zipfile.ZIP_DEFLATED
+            info.compress_type = method
             info.external_attr = (mode[0] if mode else stat.S_IFREG | 0o644) << 16
             z.writestr(info, data)
     return path
 
 def tarred(path, entries):
-    with tarfile.open(path, "w:gz") as t:
+    with tarfile.open(path, f"w:{path.suffix[1:].replace('tgz', 'gz')}") as t:
         for name, data, *kind in entries:
             info = tarfile.TarInfo(name)
             info.size = len(data) if not kind else 0
@@ -258,6 +284,44 @@ def test_encrypted_and_damaged(tmp_path):
         (tmp_path/"c.zip").write_bytes(content)
         with pytest.raises(Refused, match="c.zip"): unpack(tmp_path/"c.zip", tmp_path/"root")
 
+NOISE = [GOOD, ("images/2.png", random.Random(0).randbytes(1_000_000))]     # more than a block of bzip2
+DAMAGED = {
+    "gz, late in the entry": lambda d: (tarred(d/"a.tgz", NOISE), -5000),
+    "gz, its checksum": lambda d: (tarred(d/"a.tgz", NOISE), -8),
+    "bz2": lambda d: (tarred(d/"a.tar.bz2", NOISE), -5000),
+    "xz": lambda d: (tarred(d/"a.tar.xz", NOISE), -5000),
+    "zip, packed by lzma": lambda d: (zipped(d/"a.zip", NOISE[1:], zipfile.ZIP_LZMA), 50)}
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_damage_within_an_archive_is_seen_and_leaves_nothing(how, tmp_path):
+    "Sixteen bytes that fell over on the way; and the whole archive that is fetched then."
+    (tmp_path/"got").mkdir()
+    archive, at = DAMAGED[how](tmp_path/"got")
+    archives, root, whole = [Archive(archive.name)], tmp_path/"root", archive.read_bytes()
+    at %= len(whole)
+    archive.write_bytes(whole[:at] + bytes(b ^ 255 for b in whole[at:at + 16]) + whole[at + 16:])
+    with pytest.raises(Refused, match=f"{archive.name}: it is damaged .* Delete it and fetch it again"): common.unpack_all(archives, archive.parent, root)
+    assert not files(root) and not (root/".unpacked.json").exists()
+    archive.write_bytes(whole)
+    assert common.unpack_all(archives, archive.parent, root) == [] and (root/"images/2.png").read_bytes() == NOISE[1][1]
+    assert common.unpack_all(archives, archive.parent, root) == [archive.name]
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_map_of_holes_that_makes_no_sense(at, tmp_path):
+    with tarfile.open(tmp_path/"a.tgz", "w:gz") as t:
+        for k in range(2):
+            info = tarfile.TarInfo(f"images/{k}.png")
+            if k == at: info.pax_headers = {"GNU.sparse.map": "nonsense"}
+            t.addfile(info)
+    with pytest.raises(Refused, match="a.tgz: it is .* Delete it and fetch it again"): unpack(tmp_path/"a.tgz", tmp_path/"root")
+    assert not files(tmp_path/"root")
+
+def test_what_follows_an_archive_without_end_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "PIECE", 1 << 12)         # a gigabyte of pieces is four megabytes then
+    with gzip.open(tarred(tmp_path/"a.tgz", [GOOD]), "ab") as f: f.write(bytes(5 << 20))
+    with pytest.raises(Refused, match="a.tgz: it is damaged .*follows its last entry"): unpack(tmp_path/"a.tgz", tmp_path/"root")
+    assert not files(tmp_path/"root")
+
 def test_a_killed_unpacking_goes_on(tmp_path, monkeypatch):
     z = zipped(tmp_path/"a.zip", [(f"images/{k}.bin", os.urandom(1000)) for k in range(6)])
     real, done = common.os.replace, []
@@ -349,13 +413,51 @@ def test_an_interrupted_download_goes_on_in_the_next_run(serve, tmp_path):
     get(s, tmp_path/"a.zip")
     assert (tmp_path/"a.zip").read_bytes() == s.data and s.asked[-1] == f"bytes={len(s.data) // 2}-"
 
-def test_a_note_that_cannot_be_read_is_no_note(serve, tmp_path):
+@pytest.mark.parametrize("noted", ["", "[]"])
+def test_a_note_that_cannot_be_read_is_no_note(noted, serve, tmp_path):
     s = serve("drops", "503")
     with pytest.raises(Refused): get(s, tmp_path/"a.zip", tries=2)
-    (tmp_path/"a.zip.part.json").write_text("")
+    (tmp_path/"a.zip.part.json").write_text(noted)
     s.moods = ["good"]
     get(s, tmp_path/"a.zip")
     assert (tmp_path/"a.zip").read_bytes() == s.data and s.asked[-1] is None        # begun again: nothing says of which file the first half is
+
+def received(server, name, tmp_path):
+    "As a process leaves it that is killed between the last byte and the name."
+    common._receive(server.url, tmp_path/f"{name}.part", tmp_path/f"{name}.part.json", 5, print)
+
+def test_what_is_complete_but_has_no_name_yet_is_not_fetched_again(serve, tmp_path):
+    s = serve("good")
+    received(s, "a.zip", tmp_path)
+    with pytest.raises(Refused, match="its SHA-256 is"): get(s, tmp_path/"a.zip", sha256="00ff")
+    assert len(s.asked) == 1 and [f.name for f in tmp_path.iterdir()] == ["origin.zip"]
+    received(s, "a.zip", tmp_path)
+    get(s, tmp_path/"a.zip")
+    assert len(s.asked) == 2 and (tmp_path/"a.zip").read_bytes() == s.data and not (tmp_path/"a.zip.part.json").exists()
+
+def test_a_part_of_an_archive_that_is_complete_is_not_fetched_again(serve, tmp_path, monkeypatch):
+    s = serve("good")
+    def dies(*_): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(common.os, "replace", lambda a, b, real=os.replace: real(a, b) if b.suffix == ".json" else dies())
+        with pytest.raises(KeyboardInterrupt): common.fetch_parts([s.url], tmp_path/"a.zip")
+    common.fetch_parts([s.url], tmp_path/"a.zip")
+    assert len(s.asked) == 1 and (tmp_path/"a.zip").read_bytes() == s.data
+
+def test_two_do_not_download_to_one_folder(serve, tmp_path, drawn, capsys):
+    s, got = serve("good", content=pack(drawn/"kitti", tmp_path/"x.zip").read_bytes()), tmp_path/"kitti/archives"
+    holds = f"import sys; sys.path[:0] = {sys.path!r}; import common, pathlib; lock = common._alone(pathlib.Path(sys.argv[1])); lock.__enter__(); print(flush=True); sys.stdin.read()"
+    def download():
+        with pytest.raises(SystemExit) as e: common.main("kitti", [Archive("data_semantics.zip", s.url)], access="free", argv=["--root", str(tmp_path/"kitti"), "--download"])
+        return e.value.code, "".join(capsys.readouterr())
+    with subprocess.Popen([sys.executable, "-c", holds, got], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        try:
+            other.stdout.readline()
+            code, said = download()
+            assert code == 2 and f"{got}: process {other.pid} on " in said and "is downloading to it. Wait until it is done" in said and not s.asked
+        finally: other.kill()
+    code, said = download()                    # the lock of one that was killed is gone with it
+    assert code == 0 and "no problems" in said and ".lock" not in said
 
 def test_an_archive_in_parts(tmp_path):
     whole = tarred(tmp_path/"origin.tgz", [("a", os.urandom(50_000)), ("b", os.urandom(50_000))]).read_bytes()
@@ -400,6 +502,8 @@ def test_a_tar_of_unknown_length_is_read_to_its_end(serve, tmp_path):
     s = serve("cut", content=t)
     with pytest.raises(Refused, match="cut off"): get(s, tmp_path/"a.tgz")
     assert not (tmp_path/"a.tgz").exists()
+    (tmp_path/"b.tgz").write_bytes(t[:-4])               # all entries are there, the checksum is not
+    with pytest.raises(Refused, match="b.tgz: it is cut off"): common.check_archive(tmp_path/"b.tgz", to_the_end=True)
 
 def test_digests(serve, tmp_path):
     import hashlib

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -392,6 +393,16 @@ def test_hostile_list_lines(cam, line):
     assert not check("camvid", cam).ok
 
 
+def test_a_folder_in_place_of_a_list(cam):
+    camvid_tree(cam, DAY, split="val")
+    (cam/"train.txt").unlink()
+    (cam/"train.txt").mkdir()
+    with pytest.raises(DataError, match="train.txt: it cannot be read") as e: CamVid(cam, "train")
+    assert e.value.fix
+    report = check("camvid", cam)
+    assert [p.where for p in report.problems] == [str(cam/"train.txt")] and report.frames == {"val": 4} and len(report.clean) == 4
+
+
 @pytest.mark.parametrize("cls, split, script", [(CamVid, "train", "camvid"), (Cityscapes, "val", "cityscapes")])
 def test_missing_data_names_the_command(tmp_path, cls, split, script):
     for root in (tmp_path/"nowhere", tmp_path):
@@ -440,6 +451,41 @@ def test_a_long_list_is_cut_in_print_only(city):
     for f in city.glob("gtFine/*/*/*labelIds.png"): f.unlink()
     report = check("cityscapes", city)
     assert len(report.problems) == 6 and "and 4 more" in report.text(most=2)
+
+
+@pytest.mark.parametrize("root", ["t", "mg8bit", "."])
+def test_a_report_names_paths_that_exist(tmp_path, monkeypatch, root):
+    "Only the root at the beginning of a path is left out, not what looks like it further on (`leftImg8bit/` ends in `t/`)."
+    monkeypatch.chdir(tmp_path)
+    file = next(cityscapes_tree(Path(root)).glob("leftImg8bit/train/*/*.png"))
+    file.write_bytes(b"")
+    assert f"\n  {file.relative_to(root)}: it is empty" in str(check("cityscapes", root))
+
+
+@pytest.mark.parametrize("spoil", [None, "wrong size", "ids outside"])
+def test_the_doctor_forgets_a_frame_that_it_has_seen(tmp_path, monkeypatch, spoil):
+    "What is alive does not grow with the number of frames: neither calls in flight, nor counts, nor the pixels of a bad label."
+    import kdda.data.datasets as datasets
+    calls, arrays, most = weakref.WeakSet(), [], Counter()
+    class Pool(datasets.ThreadPoolExecutor):
+        def submit(self, *args):
+            calls.add(call := super().submit(*args))
+            most["calls"] = max(most["calls"], len(calls))
+            return call
+    def watched(f):
+        def call(*args, **kw):
+            out = f(*args, **kw)
+            if isinstance(out, np.ndarray): arrays.append(weakref.ref(out))
+            return out
+        return call
+    root = cityscapes_tree(tmp_path, splits=[("train", 200)])
+    for f in sorted(root.rglob("*labelIds.png")) if spoil else []: harm(f, spoil)
+    monkeypatch.setattr(datasets, "ThreadPoolExecutor", Pool)
+    for name in ("decode", "count_bytes"): monkeypatch.setattr(datasets, name, watched(getattr(datasets, name)))
+    report = check("cityscapes", root, workers=2)
+    alive = sum(a() is not None for a in arrays)
+    assert report.frames == {"train": 200} and len(report.problems) == (200 if spoil else 0)
+    assert len(arrays) >= 200 and alive < 20 and most["calls"] < 40
 
 
 def test_labels_of_a_test_split_may_be_absent(tmp_path):

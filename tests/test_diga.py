@@ -1,5 +1,5 @@
 "DiGA: losses against NumPy, the laws of mixing, consensus and centroids, the label store, rows, kill and resume."
-import json, os
+import copy, json, os
 import numpy as np
 import pytest
 import torch
@@ -365,10 +365,10 @@ def test_label_quality_rules(city):
     c, count = initial_centroids(n, city)
     n.train()
     rules = label_quality(n, city, c, count > 0)
-    assert n.training and list(rules) == ["prob", "feat", "consensus", "threshold", "balanced", "equal coverage"]
+    assert n.training and list(rules) == ["prob", "feat", "consensus", "threshold", "balanced", "equal coverage", "balanced, equal coverage"]
     totals = {k: q.total for k, q in rules.items()}
     assert totals["prob"]["coverage"] == totals["feat"]["coverage"] == 1 and 0 < totals["consensus"]["coverage"] < 1
-    assert abs(totals["equal coverage"]["coverage"] - totals["consensus"]["coverage"]) < 0.02
+    for rule in ("equal coverage", "balanced, equal coverage"): assert abs(totals[rule]["coverage"] - totals["consensus"]["coverage"]) < 0.02, rule
     for q in rules.values(): assert torch.equal(q.counts.sum(1), rules["prob"].counts.sum(1))      # every known pixel is counted once
 
 def test_probe_looks_and_changes_nothing(city):
@@ -455,7 +455,7 @@ def test_finished_round_gives_back_what_made_the_labels(tmp_path):
     assert manifest["identity"]["network"] == pseudo_labels.digest(found["start of round 1"][0])     # the warm-up's student wrote the first labels
     assert seen.any() and c.shape == found["start of round 1"][2].shape and not torch.equal(c, found["start of round 1"][2])
     warm, _, first, has = found["start of round 1"]
-    rules = label_quality(warm, run.data("val"), first, has, scales=(1.0,), batch=run.scale.eval_batch)
+    rules = label_quality(warm, run.data("val"), first, has, copy.deepcopy(warm), "batch", (1.0,), batch=run.scale.batch)
     noted = run.metrics["notes"]["labels"]
     assert list(noted) == ["round 1", "round 2"] and noted["round 1"]["consensus"] == pytest.approx(rules["consensus"].total | rules["consensus"].class_mean, nan_ok=True) and noted["round 1"] != noted["round 2"]
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from kdda.bench.runs import Run, all_rows, execute, in_other_words, on_unseen
 from kdda.bench.scenarios import SCENARIOS, URBAN, WORDS
 from kdda.data.augment import normalize
-from kdda.data.datasets import Joined, Mapped
+from kdda.data.datasets import Joined, Mapped, Related
 from kdda.data.labels import CITYSCAPES_19, CITYSCAPES_19_TO_CAMVID_11, IGNORE, LabelMap, LabelSpace, label_map, label_maps
 from kdda.data.world import World
 from kdda.learn import pseudo_labels
@@ -212,7 +212,7 @@ def test_a_killed_labelling_goes_on_and_leaves_the_same_bytes(night, tmp_path, m
     args = dict(scales=(1.0, 0.75), batch=2, flip=True, average=True, constraint=Constraint(night.map))
     monkeypatch.setattr(pseudo_labels, "_save", dying)
     with pytest.raises(KeyboardInterrupt): write_pseudo_labels(net(), night, tmp_path / "a", **args)
-    assert not (tmp_path / "a" / "000003.png").exists() and "files" not in json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert not (tmp_path / "a" / "000003.png").exists() and "keys" not in json.loads((tmp_path / "a" / "manifest.json").read_text())
     (tmp_path / "a" / ".1.part.000003.png").write_bytes(b"half")
     monkeypatch.setattr(pseudo_labels, "_save", save)
     stamp = (tmp_path / "a" / "000000.png").stat().st_mtime_ns
@@ -220,8 +220,18 @@ def test_a_killed_labelling_goes_on_and_leaves_the_same_bytes(night, tmp_path, m
     write_pseudo_labels(net(), night, tmp_path / "b", **args, workers=2)
     assert (tmp_path / "a" / "000000.png").stat().st_mtime_ns == stamp
     a, b = (json.loads((tmp_path / d / "manifest.json").read_text()) for d in "ab")
-    assert a == b and len(a["files"]) == len(night) and a["keys"][1] == night.key(1)
-    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in a["files"])
+    files = sorted(f.name for f in (tmp_path / "b").glob("[0-9]*.png"))
+    assert a == b and len(files) == len(night) and a["keys"][1] == night.key(1)
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+    (tmp_path / "a" / files[2]).unlink()                     # as the error of a damaged one advises
+    write_pseudo_labels(net(), night, tmp_path / "a", **args)
+    assert (tmp_path / "a" / files[2]).read_bytes() == (tmp_path / "b" / files[2]).read_bytes()
+
+def test_frames_of_one_name_and_number_share_no_labels(night, tmp_path):
+    other = Related(Mapped(World("night", n=len(night), size=SIZE, split="val"), WORDS["motor"]), night.map)
+    first, second = (labelled_once(net(), d, tmp_path, scales=(1.0,), batch=2) for d in (night, other))
+    assert night.key(0) != other.key(0) and first.folder != second.folder
+    assert agreement(second, other) == 1
 
 def test_the_store_refuses_what_was_made_otherwise(night, tmp_path):
     write_pseudo_labels(net(), night, tmp_path, (1.0,), constraint=Constraint(night.map))
@@ -267,8 +277,9 @@ def test_labels_within_sets_are_better_than_free_ones(night, tmp_path):
 def test_windows_stay_inside_and_keep_their_shape(u, size, shape, share):
     t, l, h, w = window(u, size, shape, share)
     assert 0 <= t and 0 <= l and 1 <= h and 1 <= w and t + h <= size[0] and l + w <= size[1]
-    largest = min(size[0] / shape[0], size[1] / shape[1])
-    for n, full in ((h, shape[0] * largest), (w, shape[1] * largest)): assert share[0] * full - 1.5 <= n <= share[1] * full + 1.5
+    fits = size[0] * shape[1] / shape[0]        # the width of a window as high as the frame
+    assert min(share[0] * size[1], fits) - 1 <= w <= min(share[1] * size[1], fits) + 1
+    assert abs(h - w * shape[0] / shape[1]) <= 0.5 + 0.5 * shape[0] / shape[1]
 
 def test_mixture_is_a_function_of_its_position(night):
     source = SCENARIOS["urban_world"].data("source", "smoke")
@@ -350,7 +361,7 @@ def test_all_rounds_have_the_same_options(runs, monkeypatch):
         asked.clear()
         lsu.lsu_rounds(runs["lsu_rounds"], rounds, **same)
         assert asked[0] == before and all(o["void"] == "never" and o["least_mass"] == 0.2 for o in asked[1:]) and len(asked) == 4
-    with pytest.raises(ValueError, match="rounds = 1; it must be at least 2"): lsu.lsu_rounds(runs["lsu_rounds"], 1)
+    with pytest.raises(ValueError, match="rounds of lsu_rounds = 1; it must be at least 2"): Run("lsu_rounds", scenario="urban_world", scale="smoke", options={"rounds": 1})
 
 def test_a_run_writes_down_what_its_labels_are_worth(runs):
     free, within = (runs[r].metrics["notes"]["labels"] for r in ("lsu_unconstrained", "lsu"))

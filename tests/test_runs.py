@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from kdda.bench.runs import Run, all_rows, at_root, compare_results, evaluate, execute, execute_all, label, ledger, on_unseen, show_table, table
+from kdda.bench.runs import Run, all_rows, at_root, compare_results, evaluate, execute, execute_all, export_results, label, ledger, on_unseen, show_table, table
 from kdda.data.world import World
 from kdda.cli import main
 from kdda.learn.rows import SHARE, Between
@@ -98,6 +98,28 @@ def test_a_failed_run_leaves_its_error_and_does_not_stop_the_rest(tmp_path):
     assert rows[0] is None and rows[1]["method"] == "oracle"
     assert {r["method"]: r["state"] for r in ledger(tmp_path)} == {"source_only": "failed", "oracle": "finished"}
     assert "none of the 1 checkpoints is intact" in (bad.folder / "error.txt").read_text()
+
+def test_what_cannot_be_read_is_named_and_what_is_not_known_is_left_out(tmp_path):
+    run = Run("source_only", out=tmp_path, **SMALL); execute(run, progress=False)
+    strange = tmp_path / "laptop" / "gone" / "mine" / "seed0-00000000"
+    strange.mkdir(parents=True)
+    (strange / "params.yaml").write_text("{scale: laptop, scenario: gone, method: mine, seed: 0}")
+    (strange / "metrics.json").write_text(json.dumps({"scores": {"miou": 0.5}}))
+    assert len(ledger(tmp_path)) == 2 and export_results(tmp_path, tmp_path / "results") == []
+    for name, text in (("metrics.json", '{"half": '), ("params.yaml", "")):
+        (strange / name).write_text(text)
+        with pytest.raises(ValueError, match=f"{name}: cannot be read .*Remove the folder"): ledger(tmp_path)
+        (strange / name).write_text('{"scale": "laptop", "scenario": "gone", "method": "mine", "seed": 0, "scores": {"miou": 0.5}}')
+
+def test_runs_from_weights_are_not_presented_as_others(tmp_path):
+    run = Run("source_only", out=tmp_path, seed=3)
+    plain = {**run.identity, "weights": None}
+    for k, (folder, weights) in enumerate((("plain", None), ("pretrained", "0" * 64))):
+        d = run.folder.parent / f"seed3-{k:08x}"; d.mkdir(parents=True)
+        (d / "params.yaml").write_text(json.dumps({**plain, "weights": weights, "benchmark": "run"}))
+        (d / "metrics.json").write_text(json.dumps(fake("source_only", 3, 0.5, params={**plain, "weights": weights}) | {"scenario": "game2city"}))
+    written = export_results(tmp_path, tmp_path / "results")
+    assert len(written) == 1 and json.loads(written[0].read_text())["params"]["weights"] is None
 
 def fake(method, seed, miou, **more):
     return {"scenario": "s", "scale": "laptop", "steps": 5, "seed": seed, "method": method, "params": {"options": {}, "steps": 5, **more.pop("params", {})}, "scores": {"miou": miou}, "student": {"name": "n", "params": 10**6, "macs": 10**7}, "scored_on": {"images": 1, "data": "d"}, **more}

@@ -106,12 +106,20 @@ def test_too_many_processes_are_refused():
 
 def test_devices_and_cores_are_shared_out(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(subprocess, "Popen", lambda command, env, **k: (command, env))
     engine = Local(nproc=2)
     runs = [Run(**run_of(tmp_path, seed=s, nproc=2)) for s in (0, 1)]
     for r in runs: engine.start(r, r.request)
     assert engine.jobs == 2 and engine.room == 0 and [engine.working[r][1][1]["CUDA_VISIBLE_DEVICES"] for r in runs] == ["0,1", "2,3"]
     assert engine.working[runs[0]][1][0][1:6] == TORCHRUN[:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")             # what somebody has given to this process, and no other
+    engine = Local()
+    for r in runs: engine.start(r, r.request)
+    assert [engine.working[r][1][1]["CUDA_VISIBLE_DEVICES"] for r in runs] == ["5", "7"]
+    with pytest.raises(ValueError, match="nproc = 3: there are 2 CUDA devices"): Local(nproc=3)
 
 def ranks(pid):  # of a torchrun -> process ids of its ranks
     return [int(p) for p in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()]
@@ -130,3 +138,23 @@ def test_a_killed_rank_ends_the_run_which_then_goes_on(tmp_path):
     assert a["resumed"] and not b["resumed"] and a["scores"] == b["scores"]
     same = lambda name: [(Path(r["folder"]) / "student.safetensors").read_bytes() for r in ledger(tmp_path / name)]
     assert same("cut") == same("whole")
+
+LATE = """
+    import sys, time, torch
+    from kdda.data.world import World
+    from kdda.learn import pseudo_labels
+    from kdda.learn.fit import init_distributed
+    from kdda.nets.segmenter import segmenter
+    rank, _ = init_distributed()
+    looked = pseudo_labels._thresholds
+    def late(*args): time.sleep(rank); return looked(*args)
+    pseudo_labels._thresholds = late          # rank 0 would have written before rank 1 has seen what is missing
+    torch.manual_seed(0)
+    pseudo_labels.write_pseudo_labels(segmenter("resnet10_nano+segformer:16"), World("city", n=12, size=(32, 64)).render(), sys.argv[1], (1.0,), batch=2)
+"""
+
+def test_a_late_process_leaves_no_frame_without_labels(tmp_path):
+    (tmp_path / "late.py").write_text(textwrap.dedent(LATE))
+    done = subprocess.run([sys.executable, *TORCHRUN, str(tmp_path / "late.py"), str(tmp_path / "labels")], capture_output=True, text=True, timeout=300, env=ENV)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list((tmp_path / "labels").glob("[0-9]*.png"))) == 12

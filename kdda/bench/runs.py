@@ -196,7 +196,7 @@ class Run:
 
     def save_student(self, net):
         file = self.folder / "student.safetensors"
-        save_file({k: v.contiguous() for k, v in net.cpu().state_dict().items()}, f"{file}.tmp")
+        save_file({k: v.cpu().contiguous() for k, v in net.state_dict().items()}, f"{file}.tmp")
         Path(f"{file}.tmp").replace(file)
 
     def stage_state(self, stage,  # name of a stage of this run
@@ -279,7 +279,7 @@ def in_other_words(run, net):  # Run, Segmenter -> {dataset: mIoU}
         ds, words = run.data(f"{name} test"), None
         if isinstance(ds, Related):
             back = ds.map.inverse()
-            if back.is_single_valued: words = back.lut()
+            if back.is_single_valued and (back.lut()[:len(back.source)] < len(back.target)).all(): words = back.lut()   # every class has a word
             else: ds = Mapped(ds, ds.map.certain())
         out[name] = evaluate(net, ds, run.scale.eval_batch, full=False, words=words)["miou"]
     return out
@@ -389,8 +389,10 @@ class Local:
     def __init__(self, jobs=None,        # None: as many as there are CUDA devices, or else cores, for
                  most=sys.maxsize,       # but never more than these
                  nproc=1):               # processes of a run
-        self.devices, self.nproc = torch.cuda.device_count(), nproc
-        self.jobs = min(most, max(1, (self.devices or os.cpu_count() or 1) // nproc) if jobs is None else _whole("jobs", jobs, 1))
+        here, n = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
+        self.devices, self.nproc = (here.split(",") if here else [str(k) for k in range(n)])[:n], nproc   # by the names under which this process sees them
+        if self.devices and nproc > len(self.devices): raise ValueError(f"nproc = {nproc}: there {'is' if len(self.devices) == 1 else 'are'} {len(self.devices)} CUDA device{'s' * (len(self.devices) > 1)} here, and each process needs one")
+        self.jobs = min(most, max(1, (len(self.devices) or os.cpu_count() or 1) // nproc) if jobs is None else _whole("jobs", jobs, 1))
         self.free, self.working = list(range(self.jobs)), {}
 
     @property
@@ -398,7 +400,7 @@ class Local:
 
     def start(self, run, request):
         slot, env = self.free.pop(0), {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // (self.jobs * self.nproc)))}
-        if self.devices: env["CUDA_VISIBLE_DEVICES"] = ",".join(str((slot * self.nproc + k) % self.devices) for k in range(self.nproc))
+        if self.devices: env["CUDA_VISIBLE_DEVICES"] = ",".join(self.devices[(slot * self.nproc + k) % len(self.devices)] for k in range(self.nproc))
         run.folder.mkdir(parents=True, exist_ok=True)
         with open(run.folder / "run.log", "a") as log:
             self.working[run] = slot, subprocess.Popen([sys.executable, *job_arguments(request)], stdout=log, stderr=subprocess.STDOUT, env=env)
@@ -520,12 +522,19 @@ def show_table(metrics, baseline="source_only"):
                               f"{m['params']['steps']} steps; gain: paired by seed, to {baseline}; over: likewise, to the row's fair baseline"])
 
 # %% ../../nbs/bench/41_runs.ipynb #31d210bd
+def _read(file, load):
+    try:
+        if isinstance(found := load(file.read_text()), dict): return found
+        why = "it is empty, or a list"
+    except (ValueError, yaml.YAMLError) as e: why = " ".join(str(e).split())
+    raise ValueError(f"{file}: cannot be read ({why}). Remove the folder {file.parent}, and the run is made anew")
+
 def ledger(out="runs"):  # -> list of dicts: folder, state, scale, scenario, method, seed, miou
     "All runs below `out`."
     found = []
     for params in sorted(Path(out).glob("*/*/*/seed*/params.yaml")):
-        folder, p = params.parent, yaml.safe_load(params.read_text())
-        m = json.loads((folder / "metrics.json").read_text()) if (folder / "metrics.json").is_file() else None
+        folder = params.parent
+        p, m = (_read(f, load) if f.is_file() else None for f, load in ((params, yaml.safe_load), (folder / "metrics.json", json.loads)))
         state = "finished" if m else "failed" if (folder / "error.txt").is_file() else "unfinished"
         found.append({"folder": str(folder), "state": state, **{k: p[k] for k in ("scale", "scenario", "method", "seed")}, "miou": m and m["scores"]["miou"]})
     return found
@@ -537,10 +546,10 @@ def result_file(metrics, results="results"):  # metrics of a run -> path
 
 def _presentable(out):  # -> metrics of every finished run at default settings
     for r in ledger(out):
-        if r["state"] != "finished" or r["scale"] == "smoke": continue
+        if r["state"] != "finished" or r["scale"] == "smoke" or r["scenario"] not in SCENARIOS or r["method"] not in all_rows(): continue   # perhaps of a module of yours
         m = json.loads((Path(r["folder"]) / "metrics.json").read_text())
         p, scale = m["params"], SCENARIOS[r["scenario"]].at(r["scale"])
-        if (p["steps"], p["recipe"]) != (scale.steps, _as_json(_recipe(scale))) or p["teacher"] not in (None, scale.teacher): continue
+        if (p["steps"], p["recipe"]) != (scale.steps, _as_json(_recipe(scale))) or p["teacher"] not in (None, scale.teacher) or p["weights"] or p["teacher_weights"]: continue
         if set(p["options"]) == set(all_rows()[r["method"]].options): yield m   # not of an older version of the row
 
 def export_results(out="runs", results="results"):  # -> list of files written

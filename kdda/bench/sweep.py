@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import torch
 import yaml
-from .runs import _points, Local, Run, evaluate, job_arguments, label, last_line, progress_of, show_table
+from .runs import _points, _whole, Local, Run, evaluate, job_arguments, label, last_line, progress_of, show_table
 from .scenarios import data_folder
 from ..data.batches import Uniform
 from ..data.datasets import DataError, Related, Subset
@@ -111,7 +111,7 @@ def _note(run, text):
 
 class _Queue:
     "What Ray and SLURM have in common; both say how to `submit`, `poll` and `cancel`."
-    def __init__(self, jobs): self.jobs, self.working = jobs or sys.maxsize, {}
+    def __init__(self, jobs): self.jobs, self.working = sys.maxsize if jobs is None else _whole("jobs", jobs, 1), {}
 
     @property
     def room(self): return self.jobs - len(self.working)
@@ -272,12 +272,12 @@ def show_sweep(jobs):  # -> text
 
 # %% ../../nbs/bench/42_sweep.ipynb #f20127cb
 class Probe(Run):
-    "A run of a few steps a stage, on at most 512 frames of what is on disk."
+    "A run of a few steps a stage, on at most 64 frames of what is on disk."
     length = 20 if torch.cuda.is_available() else 3   # on a GPU enough to use up what the streams have read ahead
 
     def data(self, role):
         ds = super().data(role)
-        few = range(min(512, len(ds)))
+        few = range(min(64, len(ds)))
         if self.scenario.needs and len(few) < len(ds):
             cut = lambda d: d and Subset(d, few)
             self._data[role] = Related(cut(ds._ds), ds.map, cut(ds.truth)) if isinstance(ds, Related) else cut(ds)
@@ -346,6 +346,7 @@ _PROBE = "import json, sys; from kdda.bench.sweep import probe; print(json.dumps
 def plan(request,      # arguments of `Run`
          ):            # -> dict as from `probe`, or with "why" there is none
     "Probe in a process of its own."
+    if wrong := _wrong({k: v for k, v in request.items() if k != "benchmark" and v is not None}): raise ValueError("; ".join(wrong))
     try: run = Run(**request)
     except DataError as e: return {"why": str(e)}
     done = subprocess.run([sys.executable, "-c", _PROBE, json.dumps(request)], capture_output=True, text=True)

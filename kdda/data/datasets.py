@@ -16,7 +16,7 @@ import json
 import os
 import re
 import sys
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -41,6 +41,10 @@ class DataError(ValueError):
 
 # %% ../../nbs/data/03_datasets.ipynb #bf03d7df
 _AGAIN = "fetch or unpack it again, or drop it from the split"
+
+def _unreadable(file, e):
+    "What was raised over a file, as a new `DataError`: the traceback of the old one would keep the pixels that it was about."
+    return DataError(*e.args) if isinstance(e, DataError) else DataError(file, f"it cannot be read ({type(e).__name__}: {e})", _AGAIN, "unreadable")
 
 def decode(file,   # path of an image file
            modes,  # the Pillow modes that are acceptable, e.g. ("RGB",)
@@ -240,7 +244,7 @@ class CocoPanoptic:
         if strange: raise _alien(file, listing("segment", strange, 4), f"those that {about.name} lists")
         return ids
 
-    def beside(self, file): return (file.parent/self.segments.format(folder=file.parent.name)).resolve()
+    def beside(self, file): return Path(os.path.normpath(file.parent/self.segments.format(folder=file.parent.name)))   # `..` of a linked folder is where the link is
     def rests_on(self, file): return [self.beside(file)]
 
     def save(self, file, ids, table, image=""):
@@ -266,7 +270,8 @@ def read_json(file, look=lambda d: d):   # look: what to take from it; whatever 
     try: return look(json.loads(Path(file).read_bytes()))
     except FileNotFoundError: raise DataError(file, "no such file", _AGAIN, kind="missing") from None
     except RecursionError: raise DataError(file, "it is nested too deeply", _AGAIN, "truncated or damaged") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except OSError as e: raise _unreadable(file, e) from e
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
         what = "it is empty (0 bytes)" if os.path.getsize(file) == 0 else f"it is not the JSON it should be ({type(e).__name__}: {e})"
         raise DataError(file, what, _AGAIN, "truncated or damaged") from e
 
@@ -293,9 +298,9 @@ class Polygons:
         from PIL import Image, ImageDraw
         names = table.codes(self.column)
         shape, objects = read_json(file, lambda d: ((int(d["imgHeight"]), int(d["imgWidth"])), [
-            (o["label"], [(float(x), float(y)) for x, y in o["polygon"]]) for o in d["objects"] if not o.get("deleted")]))
+            (str(o["label"]), [(float(x), float(y)) for x, y in o["polygon"]]) for o in d["objects"] if not o.get("deleted")]))
         if size and shape != tuple(size): raise DataError(file, f"it is for {_hw(shape)}, its image is {_hw(size)} (height x width)", _AGAIN, "wrong size")
-        if not 0 < shape[0] * shape[1] <= Image.MAX_IMAGE_PIXELS: raise DataError(file, f"its size is {_hw(shape)}", _AGAIN, "wrong size")
+        if min(shape) < 1 or shape[0] * shape[1] > Image.MAX_IMAGE_PIXELS: raise DataError(file, f"its size is {_hw(shape)}", _AGAIN, "wrong size")
         canvas = Image.new("L", shape[::-1], names["unlabeled"])
         for name, points in objects:
             if name not in names and name.endswith("group"): name = name.removesuffix("group")
@@ -357,11 +362,16 @@ class Rle:
         from base64 import b64decode
         file, names = Path(file), table.codes(self.column)
         masks, ids = _masks(file.parent, *map(_state, self.rests_on(file))).get(image, ()), np.full(size, IGNORE, np.uint8)
-        for name, mask in masks:
-            if name not in names: raise _alien(file, f"the category {name!r}", f"{len(names)} categories of {table.name}")
-            if not size or tuple(mask["size"]) != tuple(size): raise DataError(file, f"a mask of {image} is {_hw(mask['size'])}, the image is {_hw(size)}", _AGAIN, "wrong size")
-            try: ids[rle_decode(b64decode(mask["counts"]), size)] = names[name]
-            except (ValueError, TypeError) as e: raise DataError(file, f"a mask of {image} cannot be read: {e}", _AGAIN, "truncated or damaged") from e
+        for part, name, mask in masks:
+            there = file.with_name(part)
+            if name not in names: raise _alien(there, f"the category {name!r}", f"{len(names)} categories of {table.name}")
+            try:
+                h, w = mask["size"]
+                if (h, w) != tuple(size): raise DataError(there, f"a mask of {image} is {h}x{w}, the image is {_hw(size)}", _AGAIN, "wrong size")
+                ids[rle_decode(b64decode(mask["counts"]), size)] = names[name]
+            except DataError: raise
+            except (ValueError, TypeError, KeyError) as e:
+                raise DataError(there, f"a mask of {image} cannot be read ({type(e).__name__}: {e})", _AGAIN, "truncated or damaged") from e
         return ids
 
     def save(self, file, ids, table, image=""):
@@ -378,13 +388,13 @@ class Rle:
 
 @_once
 def _masks(folder, *state):
-    "{image: [(category, mask), ...] in the order of painting}"
-    names = read_json(folder/"category.json", lambda d: {c["token"]: c["name"] for c in d})
-    out = read_json(folder/"sample_data.json", lambda d: {s["token"]: (s["filename"], []) for s in d})
+    "{image: [(file of the mask, category, mask), ...] in the order of painting}"
+    names = read_json(folder/"category.json", lambda d: {c["token"]: str(c["name"]) for c in d})
+    out = read_json(folder/"sample_data.json", lambda d: {s["token"]: (str(s["filename"]), []) for s in d})
     for part in ("surface_ann", "object_ann"):
         def collect(rows):
             for a in sorted(rows, key=lambda a: a["token"]):
-                if a["mask"]: out[a["sample_data_token"]][1].append((names[a["category_token"]], a["mask"]))
+                if a["mask"]: out[a["sample_data_token"]][1].append((f"{part}.json", names[a["category_token"]], a["mask"]))
         read_json(folder/f"{part}.json", collect)
     return dict(out.values())
 
@@ -478,7 +488,7 @@ class Lists(Tree):
     def samples(self, root, split, where=None):
         "The pairs that the list file names, sorted by image path."
         found = []
-        lines = [(file, n, line) for file in sorted(root.glob(self.place(split))) for n, line in enumerate(file.read_text("utf-8", errors="replace").splitlines(), 1)]
+        lines = [(file, n, line) for file in sorted(root.glob(self.place(split))) for n, line in enumerate(_lines(file), 1)]
         for file, n, line in lines:
             if n <= self.header or not line.strip(): continue
             pair = [p.strip().removeprefix(self.prefix) for p in line.split(self.between)]
@@ -496,6 +506,10 @@ class Lists(Tree):
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "a") as f: f.write("heading\n" * (self.header if not f.tell() else 0) + (self.between or " ").join(cells) + "\n")
 
+def _lines(file):
+    try: return file.read_text("utf-8", errors="replace").splitlines()
+    except OSError as e: raise _unreadable(file, e) from e
+
 # %% ../../nbs/data/03_datasets.ipynb #c6f96876
 @dataclass(frozen=True, eq=False)
 class Tables(Tree):
@@ -505,10 +519,11 @@ class Tables(Tree):
     def samples(self, root, split, where=None):
         "The key frames of the split, sorted by image path."
         label = self.place(split)
-        images = read_json((root/label).with_name("sample_data.json"), lambda d: sorted(s["filename"] for s in d if s["is_key_frame"]))
-        bad = [f for f in images if Path(f).is_absolute() or ".." in Path(f).parts]
-        if bad: raise DataError((root/label).with_name("sample_data.json"), f"{bad[0]!r} leads out of the root", _AGAIN, "bad list")
-        return [Sample(f, (label,)) for f in images]
+        file = (root/label).with_name("sample_data.json")
+        images = read_json(file, lambda d: [s["filename"] for s in d if s["is_key_frame"]])
+        bad = [f for f in images if not isinstance(f, str) or Path(f).is_absolute() or ".." in Path(f).parts]
+        if bad: raise DataError(file, f"the filename {bad[0]!r} is no path, or leads out of the root", _AGAIN, "bad list")
+        return [Sample(f, (label,)) for f in sorted(images)]
 
 # %% ../../nbs/data/03_datasets.ipynb #6195a889
 @dataclass(frozen=True, eq=False)
@@ -987,7 +1002,7 @@ class Report:
         lines = [f"{self.layout.name} in {self.root}: {count}"]
         lines += [f"  {s}: {n} of {_published(self.layout, s)}" for s, n in self.frames.items()]
         for kind, n in kinds.items():
-            found = [f"  {p}".replace(f"{self.root}{os.sep}", "") for p in self.problems if p.kind == kind]
+            found = [f"  {str(p).removeprefix(f'{self.root}{os.sep}')}" for p in self.problems if p.kind == kind]
             lines += [f"{kind}: {n}"] + found[:most]
             if n > most: lines.append(f"  and {n - most} more")
         if self.notes: lines += ["notes:"] + [f"  {n}" for n in self.notes]
@@ -1022,14 +1037,14 @@ def check(layout,         # a Layout, or its name
     report.problems = [e for e in samples.values() if isinstance(e, DataError) and e.kind != "missing split"]
     _note_splits(report, samples)
     fit = {split: [e if layout.tells(e, layout.view()) else None for e in layout.find(root, split).labels.values()] for split in report.frames}
-    jobs, findings = [(fit[split], split, s) for split in report.frames for s in samples[split]], []
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        found = pool.map(lambda job: _examine(layout, report.root, *job), jobs)
-        if progress:
-            from fastprogress import progress_bar
-            found = progress_bar(found, total=len(jobs), leave=False)
-        for f in found: findings.append(f)
-    for f in findings: report.pixels += f.pixels
+    jobs, findings = ((layout, report.root, fit[split], split, s) for split in report.frames for s in samples[split]), []
+    found = _in_turn(_examine, jobs, workers or os.cpu_count() or 1)
+    if progress:
+        from fastprogress import progress_bar
+        found = progress_bar(found, total=sum(report.frames.values()), leave=False)
+    for finding, pixels in found:
+        findings.append(finding)
+        report.pixels += pixels
     _compare_sizes(report, findings)
     report.problems += [p for f in findings for p in f.problems]
     report.clean = sorted(f.image for f in findings if not f.problems)
@@ -1040,31 +1055,43 @@ def _listed(layout, root, splits):
     "The samples of each split, or why there are none."
     def listed(split):
         try: return layout.samples(root, split)
-        except DataError as e: return e
+        except Exception as e:
+            if split not in layout.splits: raise      # the caller's mistake, not the disk's
+            return _unreadable(root, e)
     if not Path(root).is_dir(): return {next(iter(splits)): listed(next(iter(splits)))}    # say it once
     return {split: listed(split) for split in splits}
 
+def _in_turn(f, jobs, workers):
+    "What `f` makes of each job, in their order, by threads that are only a little ahead of the reader: a dataset may have a million frames."
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = deque()
+        for job in jobs:
+            ahead.append(pool.submit(f, *job))
+            if len(ahead) > 4 * workers: yield ahead.popleft().result()
+        while ahead: yield ahead.popleft().result()
+
 # %% ../../nbs/data/03_datasets.ipynb #53423da0
 class _Finding(NamedTuple):
-    "What one frame contributes to a report."
+    "What a report remembers of one frame."
     image: str
     size: tuple | None    # (H, W) of the image, if it can be read
-    pixels: np.ndarray    # label -> pixels
+    void: bool            # its label is nothing but void
     problems: list
 
 def _examine(layout, root, encodings, split, sample):
-    "Decode the image and the label of one frame."
+    "Decode the image and the label of one frame -> what was found, and label -> pixels. It never fails: whatever a reader raises is a finding."
     file, size, pixels, problems = root/sample.image, None, np.zeros(256, np.int64), []
     try: size = decode(file, layout.modes, _SAVE_RGB, look=lambda im: (im.load(), im.size[::-1])[1])
-    except DataError as e: problems.append(e)
-    found = find_label(root, sample, encodings)
-    if found is None and split not in layout.unlabelled:
-        wanted = [f for f, e in zip(sample.labels, encodings) if e]
-        problems.append(DataError(file, f"it has no label (looked for {' or '.join(wanted)})", "unpack the labels too, or drop the image", "image without label"))
-    if found:
-        try: pixels = count_bytes(look_up(layout.view().table, read_ids(*found, layout.table, size or _label_size(found, sample), sample.image)))
-        except DataError as e: problems.append(e)
-    return _Finding(sample.image, size, pixels, problems)
+    except Exception as e: problems.append(_unreadable(file, e))
+    try:
+        if found := find_label(root, sample, encodings):
+            file = found[0]
+            pixels = count_bytes(look_up(layout.view().table, read_ids(*found, layout.table, size or _label_size(found, sample), sample.image)))
+        elif split not in layout.unlabelled:
+            wanted = [f for f, e in zip(sample.labels, encodings) if e]
+            raise DataError(file, f"it has no label (looked for {' or '.join(wanted)})", "unpack the labels too, or drop the image", "image without label")
+    except Exception as e: problems.append(_unreadable(file, e))
+    return _Finding(sample.image, size, bool(pixels.any() and not pixels[:IGNORE].any()), problems), pixels
 
 def _label_size(found, sample): return (1, 1) if isinstance(found[1], Rle) else None     # without its image a mask has no size
 
@@ -1107,5 +1134,5 @@ def _note_classes(report, findings):
     if not report.pixels.any(): return
     absent = [c for c, share in report.shares.items() if share == 0]
     if absent: report.notes.append(f"no pixel of {listing('class', absent)}")
-    empty = [Path(f.image).name for f in findings if f.pixels.any() and not f.pixels[:IGNORE].any()]
+    empty = [Path(f.image).name for f in findings if f.void]
     if empty: report.notes.append(f"the label is nothing but void for {listing('image', empty, 3)}")

@@ -373,7 +373,9 @@ def transfer(task, few,       # the labelled frames
 BACKS, KINDS, PLACES = ("own", "teacher"), ("mse", "l2_channel"), ("stage1", "stage2", "stage3", "stage4")
 
 @row("fewshot", "from scratch on the few labelled images of the target", against="fewshot")
-def fewshot(task, budget=64, draw=-1): return transfer(task, few_labels(task, budget, draw), lambda _: task.net(), hold=0, front_lr=1.0)
+def fewshot(task, budget=64, draw=-1,
+            share: SHARE=0.0):   # of the steps, left out: as many steps with labels as a row that imitates in that share of them
+    return transfer(task, few_labels(task, budget, draw), lambda _: task.net(), hold=0, front_lr=1.0, steps=task.steps - round(share * task.steps))
 
 @row("ftt", "pre-trained on source, fine-tuned on the few labelled images of the target: front frozen first, then all", against="fewshot")
 def ftt(task, budget=64, draw=-1, split: PLACES="stage3", hold: SHARE=0.1, front_lr=0.5):
