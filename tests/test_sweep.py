@@ -204,6 +204,10 @@ def test_a_probe_measures_the_row_and_what_it_stands_on(tmp_path):
     teacher.folder.mkdir(parents=True); (teacher.folder / "metrics.json").write_text("{}")
     assert [line.endswith("finished") for line in todo()] == [False, True, True, True, False, False, False]
 
+@pytest.mark.parametrize("request_, why", [({"foo": 1}, "foo: unknown key. There are: scenario, method"), ({"scenario": ["game2city"]}, "scenario: a list; a plan is of one row"), ({"options": [1]}, "options: .* is list, not dict")])
+def test_a_plan_of_what_is_no_run_is_refused(request_, why):
+    with pytest.raises(ValueError, match=why): s.plan({"method": "dacs", **request_})
+
 def test_a_recipe_that_cannot_be_tried_is_explained(tmp_path):
     for request, why in ((dict(scenario="gta2cityscapes", data_root=str(tmp_path)), "data_scripts/gta5.py"), (dict(weights=str(tmp_path / "w.pth")), "the probe failed")):
         (tmp_path / "w.pth").write_bytes(b"not weights")

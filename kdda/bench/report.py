@@ -43,7 +43,7 @@ CLAIMS = (
     Claim("DiGA", "so it does with a larger network", "inferred", f"diga_skd ({LARGE})", f"diga_photo_ce ({LARGE})", on="unseen"),
     Claim("DiGA", "which leaves its plain baseline far behind on the target, too", "inferred", f"diga_skd ({LARGE})", f"source_only ({LARGE})", least=3.0),
     Claim("DiGA", "both directions are better than one", "code", "diga_skd", "diga_one_way"),
-    Claim("DiGA", "the cross-domain mixture adds to it", "abstract", "diga_skd_crdomix", "diga_skd (bn_target=True)"),
+    Claim("DiGA", "the cross-domain mixture adds to it", "abstract", "diga_skd_crdomix (bn_target=False)", "diga_skd"),
     Claim("DiGA", "such a warm-up is no worse than an adversarial one", "inferred", "diga_skd_crdomix", "adversarial", ("game2city", "camvid_day2dusk")),
     Claim("DiGA", "labels chosen by agreement beat labels above a confidence of 0.9", "abstract", "diga_consensus", "diga_threshold"),
     Claim("DiGA", "and labels above the threshold that keeps as many", "inferred", "diga_consensus", "diga_threshold (threshold=0.55)"),

@@ -36,7 +36,7 @@ def _wrong(block):  # dict -> list of what is wrong with its keys and types
     for key, value in block.items():
         if key not in KEYS:
             near = difflib.get_close_matches(str(key), KEYS, n=1)
-            out.append(f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "") + f" There are: {', '.join(KEYS)}")
+            out.append(f"{key}: unknown key" + (f"; did you mean {near[0]!r}?" if near else ".") + f" There are: {', '.join(KEYS)}")
             continue
         kind, values = KEYS[key], value if key in GRID and isinstance(value, list) else [value]
         if not values: out.append(f"{key}: an empty list; give at least one")
@@ -346,7 +346,8 @@ _PROBE = "import json, sys; from kdda.bench.sweep import probe; print(json.dumps
 def plan(request,      # arguments of `Run`
          ):            # -> dict as from `probe`, or with "why" there is none
     "Probe in a process of its own."
-    if wrong := _wrong({k: v for k, v in request.items() if k != "benchmark" and v is not None}): raise ValueError("; ".join(wrong))
+    wrong = _wrong({k: v for k, v in request.items() if k != "benchmark" and v is not None}) + [f"{k}: a list; a plan is of one row, or of a sweep file" for k in GRID if isinstance(request.get(k), list)]
+    if wrong: raise ValueError("; ".join(wrong))
     try: run = Run(**request)
     except DataError as e: return {"why": str(e)}
     done = subprocess.run([sys.executable, "-c", _PROBE, json.dumps(request)], capture_output=True, text=True)

@@ -573,7 +573,7 @@ def gan_translator(run):  # finished Run of diga_skd_crdomix -> Translator
 
 _TRANSLATORS, TEACHERS = (*TRANSLATORS, "gan", "none"), ("batch", "running", "official")
 
-@row("diga_skd_crdomix", "DiGA's full warm-up: symmetric distillation with the cross-domain mixture as second view, and target batch-norm statistics", against="diga_skd (bn_target=True)")
+@row("diga_skd_crdomix", "DiGA's full warm-up: symmetric distillation with the cross-domain mixture as second view, and target batch-norm statistics", against="diga_skd")
 def diga_skd_crdomix(task, translator: _TRANSLATORS="stats", skd=0.5, reverse=0.5, beta=0.0, mode: MODES="clean", ohem=False, bn_target=True, teacher: TEACHERS="batch", features=""):
     options = dict(skd=skd, reverse=reverse, beta=_beta(task, beta, 0.4), view=dict(mode=mode), ohem=ohem, bn_target=bn_target, teacher=teacher)
     if translator != "gan": return [_warm_up(task, True, translator=TRANSLATORS.get(translator), **options)]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from ..data.augment import photometric
 from ..data.batches import Stream, Uniform, class_counts
-from ..data.datasets import Joined, Mapped, Related, Subset, fit_inside, resize
+from ..data.datasets import Joined, Mapped, Related, Subset, resize
 from ..data.labels import IGNORE, LabelMap, LabelSpace
 from ..learn.fit import Method, Stage
 from ..learn.losses import pixel_mean
