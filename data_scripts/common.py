@@ -187,7 +187,8 @@ def _open_tar(file):
     class Header(tarfile.TarInfo):
         @classmethod
         def frombuf(cls, *args):
-            info = super().frombuf(*args)
+            try: info = super().frombuf(*args)
+            except tarfile.InvalidHeaderError as e: raise tarfile.ReadError(f"the head of an entry is wrong: {e}") from None     # tarfile would take it for the end
             if info.type in b"LKxgX" and info.size > PIECE: raise Refused(f"{file}: a name in it takes {info.size} bytes: a bomb?")
             return info
     return tarfile.open(file, tarinfo=Header)

@@ -288,6 +288,7 @@ NOISE = [GOOD, ("images/2.png", random.Random(0).randbytes(1_000_000))]     # mo
 DAMAGED = {
     "gz, late in the entry": lambda d: (tarred(d/"a.tgz", NOISE), -5000),
     "gz, its checksum": lambda d: (tarred(d/"a.tgz", NOISE), -8),
+    "tar, the head of an entry": lambda d: (tarred(d/"a.tar", NOISE), 512 + -(-len(GOOD[1]) // 512) * 512),
     "bz2": lambda d: (tarred(d/"a.tar.bz2", NOISE), -5000),
     "xz": lambda d: (tarred(d/"a.tar.xz", NOISE), -5000),
     "zip, packed by lzma": lambda d: (zipped(d/"a.zip", NOISE[1:], zipfile.ZIP_LZMA), 50)}
