@@ -445,6 +445,12 @@ def test_the_warm_up_is_trained_once_and_shared(tmp_path):
     assert len({r["needs"][0]["run_id"] for r in rows}) == 1
     assert len(list((tmp_path / "smoke" / "game2city" / "diga_skd_crdomix").iterdir())) == 1
 
+def test_the_official_teacher_reaches_the_warm_up(tmp_path):
+    run = Run("diga", scale="smoke", out=tmp_path, options={"teacher": "official"})
+    needs = execute(run, progress=False)["needs"]
+    warm = tmp_path / "smoke" / "game2city" / "diga_skd_crdomix" / needs[0]["run_id"]
+    assert json.loads((warm / "metrics.json").read_text())["params"]["options"]["teacher"] == "official"
+
 def test_finished_round_gives_back_what_made_the_labels(tmp_path):
     run = Run("diga", scale="smoke", out=tmp_path); execute(run, progress=False)
     found = diga.finished_round(run)
