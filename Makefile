@@ -63,6 +63,7 @@ sweep: setup  ## make every committed number of results/ again (long; goes on wh
 
 readme: setup  ## README.md from nbs/index.ipynb
 	jupyter nbconvert --to notebook --execute --inplace --log-level=WARN nbs/index.ipynb
+	rm -rf results/figures/readme
 	jupyter nbconvert --to markdown --log-level=WARN --output-dir . --output README --NbConvertApp.output_files_dir=results/figures/readme \
 	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=remove_cell --TagRemovePreprocessor.remove_input_tags=remove_input nbs/index.ipynb
 	nbdev_clean --fname nbs/index.ipynb

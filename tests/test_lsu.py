@@ -233,6 +233,10 @@ def test_frames_of_one_name_and_number_share_no_labels(night, tmp_path):
     assert night.key(0) != other.key(0) and first.folder != second.folder
     assert agreement(second, other) == 1
 
+def test_no_label_that_leaves_a_class_has_no_share(night):
+    void = LabelMap(night.map.source, night.map.target, {c: () for c in night.map.source.classes})
+    assert agreement(night.truth, Related(night, void)) is None
+
 def test_the_store_refuses_what_was_made_otherwise(night, tmp_path):
     write_pseudo_labels(net(), night, tmp_path, (1.0,), constraint=Constraint(night.map))
     for other, what in ((dict(constraint=Constraint(night.map, "never")), "constraint"), (dict(), "constraint"), (dict(constraint=Constraint(night.map), flip=True), "flip")):

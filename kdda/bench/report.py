@@ -40,7 +40,7 @@ CLAIMS = (
     Claim("DKD", "the student comes level with its teacher", "summary", "dkd_sequential (adversarial)", f"adversarial ({LARGE})", ("game2city", "camvid_day2dusk"), least=-2.0),
     Claim("DiGA", "symmetric distillation on source alone makes the network general", "abstract", "diga_skd", "diga_photo_ce", on="unseen"),
     Claim("DiGA", "so general that the plain baseline is far behind", "inferred", "diga_skd", "source_only", on="unseen", least=3.0),
-    Claim("DiGA", "so it does with a larger network", "inferred", f"diga_skd ({LARGE})", f"diga_photo_ce ({LARGE})", on="unseen"),
+    Claim("DiGA", "it does with a larger network, too", "inferred", f"diga_skd ({LARGE})", f"diga_photo_ce ({LARGE})", on="unseen"),
     Claim("DiGA", "which leaves its plain baseline far behind on the target, too", "inferred", f"diga_skd ({LARGE})", f"source_only ({LARGE})", least=3.0),
     Claim("DiGA", "both directions are better than one", "code", "diga_skd", "diga_one_way"),
     Claim("DiGA", "the cross-domain mixture adds to it", "abstract", "diga_skd_crdomix (bn_target=False)", "diga_skd"),

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
-from ..data.augment import (MEAN, STD, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, gaussian_blur, grayscale, mix, photometric)
+from ..data.augment import (MEAN, STD, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, gaussian_blur, grayscale, mix)
 from ..data.batches import Stream
 from ..data.datasets import Resized, Subset, Unlabelled, resize as resized
 from ..data.labels import IGNORE
@@ -163,7 +163,6 @@ class WarmUp(Method):
                  reverse=0.5,            # s, weight of the reverse direction
                  second_ce=0.0,          # weight of a cross-entropy on the second view: the fair control of SKD
                  beta=0.4, view=None,    # of the second view; further arguments of `domain_random`
-                 photo=None,             # arguments of `photometric` for the first view; None: clean, as the official code
                  ema_decay=0.999, teacher="batch",  # of the teacher, and its mode: "batch", "running" or "official"
                  bn_source=True,         # whether source passes write batch-norm statistics
                  bn_target=False,        # forward target images through the student in training mode (the official leak)
@@ -175,7 +174,7 @@ class WarmUp(Method):
         if isinstance(translator, nn.Module): nets["translator"], self.frozen = translator, ("teacher", "translator")
         super().__init__(**nets)
         if not isinstance(translator, nn.Module): self.translate = translator
-        self.skd, self.reverse, self.second_ce, self.beta, self.view, self.photo = skd, reverse, second_ce, beta, view or {}, photo
+        self.skd, self.reverse, self.second_ce, self.beta, self.view = skd, reverse, second_ce, beta, view or {}
         self.ema_decay, self.teacher, self.bn_source, self.bn_target = ema_decay, teacher, bn_source, bn_target
         self.ohem, self.denominator, self.mask_void = ohem, denominator, mask_void
 
@@ -198,13 +197,12 @@ def _translator(self):
     return self.translate
 
 def _views(self, batch):
-    "-> first view (clean, or with the common augmentation), second view (photometric, or CrDoMix where there is a translator)."
+    "-> first view (clean), second view (photometric, or CrDoMix where there is a translator)."
     source, g = batch.source, batch.generator
-    first = source.image if self.photo is None else photometric(source.image, g, **self.photo)
     second = domain_random(source.image, g, self.beta, **self.view)
     if translate := self.translator:
         with torch.no_grad(): second = crdomix(second, translate(source.image, batch.target.image, g), source.label, g)
-    return first, second
+    return source.image, second
 
 def _source_step(self, batch, backward):
     "-> terms, first view, and the teacher's features and coarse logits of the second view (None without SKD)."

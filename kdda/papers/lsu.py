@@ -91,7 +91,7 @@ def labelled_once(net,         # the teacher
     return (SoftLabelled if soft else PseudoLabelled)(frames, here, frames.map.target)
 
 # %% ../../nbs/papers/33_lsu.ipynb #5d05144d
-def agreement(labelled, frames):  # dataset in the target's classes, Related -> share of the pixels whose own label leaves a class
+def agreement(labelled, frames):  # dataset in the target's classes, Related -> share of the pixels whose own label leaves a class; None: there is no such pixel
     "How many labels are ones that the frames' own labels leave possible."
     sets, said, n = frames.map.sets(), 0, 0
     for i in range(len(frames)):
@@ -99,7 +99,7 @@ def agreement(labelled, frames):  # dataset in the target's classes, Related -> 
         known = row[..., :-1].any(-1)
         possible = np.take_along_axis(row, np.where(label == IGNORE, row.shape[-1] - 1, label)[..., None], -1)[..., 0]
         said, n = said + int(possible[known].sum()), n + int(known.sum())
-    return said / n if n else math.nan
+    return said / n if n else None
 
 def by_class(quality, space):  # LabelQuality, LabelSpace -> {class: share of its pixels that are right; None: it has none}
     return {c: None if math.isnan(r) else r for c, r in zip(space.classes, quality.recall.tolist())}
