@@ -286,6 +286,13 @@ def test_feature_labels_are_the_nearest_centroid_before_upsampling():
     seen = torch.tensor([True] * 3 + [False] * 4)
     assert feature_labels(f, c, seen, (8, 10)).max() < 3
 
+def test_labels_and_colours_keep_their_digits_under_bf16(game, city):
+    f, (c, n) = 20 * torch.randn(2, 6, 8, 10, generator=rng()), centroids(7, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        labels = feature_labels(f, c, n > 0, (16, 20))
+        x = translate_stats(images(game), images(city), rng())
+    assert torch.equal(labels, feature_labels(f, c, n > 0, (16, 20))) and torch.equal(x, translate_stats(images(game), images(city), rng()))
+
 def test_consensus_keeps_or_ignores():
     a, b = (torch.randint(0, C, (2, 8, 8), generator=rng(i), dtype=torch.uint8) for i in range(2))
     out = consensus(a, b)

@@ -14,6 +14,7 @@ __all__ = ['TRANSLATORS', 'MODES', 'TEACHERS', 'SELECTS', 'RECIPES', 'soften', '
 
 # %% ../../nbs/papers/31_diga.ipynb #967ebc3c
 import contextlib, copy, math
+from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,9 +37,9 @@ from ..nets.segmenter import read_weights, segmenter
 def _rand(generator, x, *shape): return torch.rand(shape, generator=generator, device=generator.device).to(x.device)
 
 def _sometimes(x, p, generator, f):
-    "`f(x)` for the images that a draw picks, each by itself."
+    "`f(x)`, in place, for the images that a draw picks, each by itself."
     picked = (_rand(generator, x, len(x)) < p).nonzero()[:, 0]
-    return x.index_copy(0, picked, f(x[picked])) if len(picked) else x
+    return x.index_copy_(0, picked, f(x[picked])) if len(picked) else x
 
 def _shift_colors(x, generator, strength):
     "Brightness, contrast, saturation, hue in one random order a batch, factors of each image's own."
@@ -63,15 +64,18 @@ def disturb(x,             # float [B,3,H,W], RGB on 0..1
             p_jitter=0.5, p_gray=0.3, p_blur=0.8, p_sharpness=0.3,  # SYNTHIA warm-up: p_jitter 0.7, p_gray 0.1; generalisation: p_sharpness 0
            ):
     "The disturbance A (released code)."
-    x = _sometimes(x, p_jitter, generator, lambda x: _shift_colors(x.clamp(0, 1), generator, strength))
+    x = _sometimes(x.clone(), p_jitter, generator, lambda x: _shift_colors(x.clamp(0, 1), generator, strength))
     x = _sometimes(x, p_gray, generator, grayscale)
     x = _sometimes(x, p_blur, generator, lambda x: gaussian_blur(x, 2.0, radius=1))
     return _sometimes(x, p_sharpness, generator, lambda x: soften(x, 0.5 * _rand(generator, x, len(x))))
 
 # %% ../../nbs/papers/31_diga.ipynb #d61e9bb4
-def _channels(values, x): return torch.tensor(values, device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
-def to_rgb(x): return x * _channels(STD, x) + _channels(MEAN, x)         # normalised -> RGB on 0..1
-def from_rgb(x): return (x - _channels(MEAN, x)) / _channels(STD, x)     # and back
+@lru_cache(None)
+def _channels(values, device, dtype):
+    with torch.inference_mode(False): return torch.tensor(values, device=device, dtype=dtype).view(1, 3, 1, 1)
+
+def to_rgb(x): return (x * _channels(STD, x.device, x.dtype)).add_(_channels(MEAN, x.device, x.dtype))      # normalised -> RGB on 0..1
+def from_rgb(x): return (x - _channels(MEAN, x.device, x.dtype)).div_(_channels(STD, x.device, x.dtype))    # and back
 
 _MEAN_BGR = (104.00699, 116.66877, 122.67891)
 
@@ -85,11 +89,12 @@ def domain_random(x,             # float [B,3,H,W], normalised
     "The photometric view beta N(A(x)) + (1 - beta) x (released code)."
     if mode == "clean":
         plain = x.contiguous()   # planes: in one layout all of this takes half the time
-        return torch.empty_like(x).copy_(torch.lerp(plain, from_rgb(disturb(to_rgb(plain).clamp_(0, 1), generator, **options)), beta))
+        return torch.empty_like(x).copy_(from_rgb(disturb(to_rgb(plain).clamp_(0, 1), generator, **options)).lerp_(plain, 1 - beta))
     if mode != "official": raise ValueError(f'mode is "clean" or "official", not {mode!r}')
-    z = (255 * to_rgb(x).flip(1) - _channels(_MEAN_BGR, x)) / 128
+    mean = _channels(_MEAN_BGR, x.device, x.dtype)
+    z = (255 * to_rgb(x).flip(1) - mean) / 128
     z = torch.lerp(z, (disturb(z, generator, **options) - 0.5) / 0.5, beta)
-    return from_rgb((128 * z + _channels(_MEAN_BGR, x)).flip(1) / 255)
+    return from_rgb((128 * z + mean).flip(1) / 255)
 
 # %% ../../nbs/papers/31_diga.ipynb #7d695a41
 def symmetric_kd(student,      # logits of (clean view, second view), each [B,C,H,W]
@@ -121,27 +126,30 @@ def crdomix(augmented, translated,  # two renderings of the same images, [B,3,H,
 # %% ../../nbs/papers/31_diga.ipynb #649466c9
 _AXES = torch.tensor([[1., 1, 1], [1, -1, 0], [1, 1, -2]]); _AXES /= _AXES.norm(dim=1, keepdim=True)   # brightness, red-green, yellow-blue
 
-def _partners(target, n, generator): return target[torch.randint(len(target), (n,), generator=generator, device=generator.device).to(target.device)]
+def _partners(target, n, generator): return torch.randint(len(target), (n,), generator=generator, device=generator.device).to(target.device)
 
 @torch.no_grad()
 def translate_stats(image, target, generator):
     "Each image with the colour statistics of a random target image. All float [B,3,H,W], normalised."
-    axes = _AXES.to(image)                                                  # [3,3]
+    axes = _AXES.to(image)                     # [3,3], of RGB
+    seen = axes * torch.tensor(STD).to(image)  # the same of normalised colours
     def stats(x):  # mean colour [B,3,1], standard deviation along each axis [B,3], colours without their mean [B,3,HW]
-        x = to_rgb(x.contiguous()).flatten(2)
+        x = x.contiguous().flatten(2)
         mean = x.mean(2, keepdim=True)
-        x -= mean
-        return mean, torch.einsum("kc,bcd,kd->bk", axes, x @ x.mT / (x.shape[2] - 1), axes).clamp(min=0).sqrt(), x
-    (_, s, x), (mean, s2, _) = stats(image), stats(_partners(target, len(image), generator))
-    out = torch.baddbmm(mean, torch.einsum("kc,bk,kd->bcd", axes, s2 / s.clamp(min=1e-4), axes), x)   # one 3x3 matrix an image
-    return from_rgb(out.clamp_(0, 1).view(image.shape)).contiguous(memory_format=torch.channels_last)
+        x = x - mean
+        return mean, torch.einsum("kc,bcd,kd->bk", seen, x @ x.mT / (x.shape[2] - 1), seen).clamp(min=0).sqrt(), x
+    with torch.autocast(image.device.type, enabled=False):
+        (_, s, x), (mean, s2, _), partner = stats(image), stats(target), _partners(target, len(image), generator)
+        matrix = torch.einsum("kc,bk,kd->bcd", axes, s2[partner] / s.clamp(min=1e-4), seen)   # one 3x3 an image
+        out = torch.baddbmm(to_rgb(mean[partner, ..., None])[..., 0], matrix, x).clamp_(0, 1).view(image.shape)
+    return from_rgb(out).contiguous(memory_format=torch.channels_last)
 
 @torch.no_grad()
 def translate_fda(image, target, generator,
                   share=0.02,  # half side of the window of low frequencies, as a share of the image's shorter side
                  ):
     "Each image with the low-frequency amplitudes of a random target image."
-    spectrum, other = (torch.fft.fft2(to_rgb(x).float()) for x in (image, _partners(target, len(image), generator)))
+    spectrum, other = (torch.fft.fft2(to_rgb(x).float()) for x in (image, target[_partners(target, len(image), generator)]))
     low = [torch.fft.fftfreq(n, 1 / n, device=image.device).abs() <= max(1, int(share * min(image.shape[-2:]))) for n in image.shape[-2:]]
     amplitude = torch.where(low[0][:, None] & low[1], other.abs(), spectrum.abs())
     return from_rgb(torch.fft.ifft2(torch.polar(amplitude, spectrum.angle())).real.clamp(0, 1)).to(image.dtype)
@@ -177,6 +185,12 @@ class WarmUp(Method):
         self.skd, self.reverse, self.second_ce, self.beta, self.view = skd, reverse, second_ce, beta, view or {}
         self.ema_decay, self.teacher, self.bn_source, self.bn_target = ema_decay, teacher, bn_source, bn_target
         self.ohem, self.denominator, self.mask_void = ohem, denominator, mask_void
+        self.train()
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode: _teacher(self.nets["teacher"], self.teacher)
+        return self
 
     def ce(self, logits, label):
         return ohem_cross_entropy(logits, label) if self.ohem else cross_entropy(logits, label, denominator=self.denominator)
@@ -213,7 +227,7 @@ def _source_step(self, batch, backward):
     terms = {"ce_source": self.ce(clean, label)}
     if self.second_ce: terms["ce_second"] = self.second_ce * self.ce(other, label)
     if self.skd:
-        with torch.no_grad(): soft, taps = _teacher(self.nets["teacher"], self.teacher)(both, taps=("fused", "logits_low"))
+        with torch.no_grad(): soft, taps = self.nets["teacher"](both, taps=("fused", "logits_low"))
         terms["skd"] = self.skd * symmetric_kd((clean, other), soft.chunk(2), self.reverse, label != IGNORE if self.mask_void else None)
     backward(sum(terms.values()), " + ".join(terms))
     return terms, first, second, {k: v.chunk(2)[1] for k, v in taps.items()}
@@ -233,9 +247,11 @@ def class_means(feature,      # [B,D,h,w]
                 label,        # uint8 or int [B,h,w] on the same grid, 255 = void
                 n_classes, least=5):  # pixels a class needs in an image to count -> means [B,C,D], counted bool [B,C]
     "Mean feature of each class in each image."
-    hot = (label.flatten(1)[:, None] == torch.arange(n_classes, dtype=label.dtype, device=label.device)[:, None]).float()   # [B,C,hw]
-    pixels = hot.sum(2)
-    return hot @ feature.float().permute(0, 2, 3, 1).flatten(1, 2) / pixels.clamp(min=1).unsqueeze(-1), pixels >= least
+    (B, D), n = feature.shape[:2], n_classes + 1                                       # of each image the void comes last
+    group = (label.flatten(1).long().clamp(max=n_classes) + n * torch.arange(B, device=label.device)[:, None]).flatten()
+    total = torch.zeros(B * n, D, device=feature.device).index_add_(0, group, feature.float().permute(0, 2, 3, 1).flatten(0, 2)).view(B, n, D)[:, :-1]
+    pixels = torch.bincount(group, minlength=B * n).view(B, n)[:, :-1]
+    return total / pixels.clamp(min=1).unsqueeze(-1), pixels >= least
 
 @torch.no_grad()
 def initial_centroids(net, frames, batch=8, cap=3000):  # Segmenter; dataset of target frames -> centroids [C,D], images counted [C]
@@ -259,9 +275,11 @@ def feature_labels(feature,    # [B,D,h,w]
                    size,       # (H, W)
                   ):           # -> uint8 [B,H,W]
     "The nearest centroid's class, interpolated as soft weights (released code)."
-    rows = feature.float().permute(0, 2, 3, 1)                             # no copy of a channels-last map
-    distance = torch.cdist(rows.flatten(0, 2), centroids.float())
-    weight = F.softmin(distance.masked_fill_(~seen, torch.inf), -1).view(*rows.shape[:3], -1)
+    rows, centroids = feature.float().permute(0, 2, 3, 1).flatten(0, 2), centroids.float()   # no copy of a channels-last map
+    length = centroids.square().sum(1).masked_fill_(~seen, torch.inf)
+    with torch.autocast(rows.device.type, enabled=False):                  # a difference of squares wants all its digits
+        distance = torch.addmm(length, rows, centroids.T, alpha=-2).add_(rows.square().sum(1, keepdim=True)).clamp_(min=0).sqrt_()
+    weight = F.softmin(distance, -1).view(len(feature), *feature.shape[2:], -1)
     return resize(weight.permute(0, 3, 1, 2), size).max(1).indices.to(torch.uint8)
 
 def consensus(prob, feat):  # uint8 [B,H,W] each -> uint8 [B,H,W]
@@ -271,9 +289,9 @@ def consensus(prob, feat):  # uint8 [B,H,W] each -> uint8 [B,H,W]
 def move_centroids(centroids, seen,   # [C,D], bool [C]; changed in place
                    means, counted,    # from `class_means`
                    momentum=1e-4):
-    "c <- (1 - m) c + m v for each image and class it shows (released code)."
-    for v, there in zip(means, counted):
-        centroids.copy_(torch.where((there & seen)[:, None], torch.lerp(centroids, v.to(centroids.dtype), momentum), centroids))
+    "c <- (1 - m) c + m v for each class that an image shows, image after image (released code)."
+    share = (momentum * (counted & seen)).to(centroids.dtype).unsqueeze(-1)       # [B,C,1]
+    for v, m in zip(means.to(centroids.dtype), share): centroids.lerp_(v, m)
 
 # %% ../../nbs/papers/31_diga.ipynb #c6119bb3
 class DiGA(WarmUp):
@@ -311,13 +329,13 @@ class DiGA(WarmUp):
 @torch.no_grad()
 def _target_labels(self, batch, second, source_taps):
     "Labels of the target batch; then the centroids move, target first."
-    net, C = _teacher(self.nets["teacher"], self.teacher), len(self.centroids)
+    net, C = self.nets["teacher"], len(self.centroids)
     feature, low = net(batch.target.image, taps=("fused", "logits_low"))[1].values()
     feat = feature_labels(feature, self.centroids, self.count > 0, batch.target.image.shape[-2:])
     label = consensus(batch.target.label, feat) if self.labels == "consensus" else feat
     if not source_taps: source_taps = net(second, taps=("fused", "logits_low"))[1]
     for feature, low, target in ((feature, low, label), (source_taps["fused"], source_taps["logits_low"], batch.source.label)):
-        coarse, said = F.interpolate(target[:, None].float(), low.shape[-2:]).squeeze(1).to(torch.uint8), low.max(1).indices.to(torch.uint8)
+        coarse, said = F.interpolate(target[:, None], low.shape[-2:]).squeeze(1), low.max(1).indices.to(torch.uint8)
         move_centroids(self.centroids, self.count > 0, *map(of_all_processes, class_means(feature, consensus(coarse, said), C)), self.momentum)
     return label
 
