@@ -24,6 +24,7 @@ from ..data.batches import RareClass, Stream
 from ..data.datasets import Mapped, Related, fit_inside, import_yours
 from ..learn.fit import Busy, History, fit_stages, fold_seed, init_distributed, run_lock
 from ..learn.metrics import BoundaryF1, Calibration, Certainty, Confusion, ImageIoU, image_iou
+from ..learn.pseudo_labels import write_pseudo_labels
 from ..learn import checkpoints
 from ..learn.rows import ROWS
 from ..nets.heads import resize
@@ -172,6 +173,10 @@ class Run:
         "Arguments for `SelfTraining` where the student starts from pre-trained weights, else none."
         if not self.weights: return {}
         return dict(fd=0.005, anchor=self.net().backbone, things=[self.space.index(c) for c in self.space.things])
+
+    def write_labels(self, net, frames, folder, *settings, **more):  # as for `write_pseudo_labels` -> folder
+        "Label frames. Rows come here, so that a plan can time it."
+        return write_pseudo_labels(net, frames, folder, *settings, **more)
 
     def finished_run(self, method, **changes):  # -> Run
         "Another run, by default of the same scenario, scale and seed: trained if absent, left alone if there, and recorded."

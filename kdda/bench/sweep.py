@@ -284,6 +284,15 @@ class Probe(Run):
             self._data[role].whole = len(ds)
         return self._data[role]
 
+    labelling = 0.0   # seconds, of all the frames
+
+    def write_labels(self, net, frames, folder, *settings, **more):
+        start, there = time.perf_counter(), len(frames)
+        super().write_labels(net, frames, folder, *settings, **more)
+        while not hasattr(frames, "whole") and hasattr(frames, "_ds"): frames = frames._ds
+        self.labelling += (time.perf_counter() - start) * getattr(frames, "whole", there) / there
+        return folder
+
     def rare_class(self): return Uniform()   # which frames are drawn makes no difference, and counting classes opens every label
 
     def finish(self):
@@ -308,7 +317,7 @@ class Probe(Run):
         def step(clock):
             warm = len(clock) // 3   # steps that warm up
             return (clock[-1] - clock[warm]) / (len(clock) - 1 - warm)
-        train = {"stages": [(name, steps, step(clock)) for name, steps, clock in parts], "scoring": self.scoring(method.student)}
+        train = {"stages": [(name, steps, step(clock)) for name, steps, clock in parts], "scoring": self.scoring(method.student), "labelling": self.labelling}
         (self.folder / "probe.json").write_text(json.dumps({"row": self.row.name, "student": self.student_name, "folder": str(self.folder.relative_to(self.out)), **train}))
 
     def scoring(self, net):  # -> seconds: the test frames with every metric, all others in short
@@ -362,7 +371,8 @@ def times(found, out="runs"):  # from `plan` -> [(row, network, stage, steps, se
     table = []
     for p in found["parts"]:
         there = (Path(out) / p["folder"] / "metrics.json").is_file()
-        table += [(p["row"], p["student"], name, steps, steps * s, there) for name, steps, s in p["stages"]] + [(p["row"], p["student"], "scoring", 0, p["scoring"], there)]
+        legs = [("labelling", 0, p["labelling"])] * (p["labelling"] > 0) + [(name, steps, steps * s) for name, steps, s in p["stages"]] + [("scoring", 0, p["scoring"])]
+        table += [(p["row"], p["student"], *leg, there) for leg in legs]
     return table
 
 def show_plan(found, out="runs"):  # from `plan` -> text
@@ -392,6 +402,6 @@ def plan_sweep(jobs,          # from `read_sweep`
         for p in found.get("parts", ()):
             if p["folder"] in counted or (p["folder"] != own and (todo[0].run.out / p["folder"] / "metrics.json").is_file()): continue
             counted.add(p["folder"])     # what several rows need is made once
-            total += len(todo) * (p["scoring"] + sum(steps * s for _, steps, s in p["stages"]))
+            total += len(todo) * (p["labelling"] + p["scoring"] + sum(steps * s for _, steps, s in p["stages"]))
     say(f"{_duration(total)} in all, one run after the other")
     return total

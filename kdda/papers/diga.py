@@ -621,7 +621,7 @@ def _rounds(task, labels="consensus", skd=0.25, rounds=1, translator="stats", se
             net, translate = run.load_student(), gan_translator(run) if translator == "gan" else TRANSLATORS.get(translator)
             if torch.cuda.is_available(): net = net.cuda()
         else: net, translate = before.student, before.nets["translator"] if "translator" in before.nets else before.translate
-        write_pseudo_labels(net, frames, folder / "pseudo_labels", scales, select, threshold, task.scale.batch)
+        task.write_labels(net, frames, folder / "pseudo_labels", scales, select, threshold, task.scale.batch)
         centroids, count = initial_centroids(net, frames, task.scale.batch) if before is None or recompute_centroids else (before.first_centroids, before.count)
         write_down(r, net, centroids, count > 0)
         return DiGA(net, centroids, count, translator=translate, **_common(task, **shared))
