@@ -27,7 +27,7 @@ from ..data.labels import IGNORE
 from ..learn import checkpoints
 from ..learn.fit import Method, Optim, Stage, of_all_processes
 from ..learn.losses import cross_entropy, ohem_cross_entropy, soft_cross_entropy
-from ..learn.pseudo_labels import BINS, LabelQuality, PseudoLabelled, class_thresholds, count_labels, images_in_order, multi_scale_logits, write_pseudo_labels
+from ..learn.pseudo_labels import BINS, LabelQuality, PseudoLabelled, class_thresholds, count_labels, images_in_order, multi_scale_logits
 from ..learn.rows import SHARE, row
 from ..learn.selftrain import ema_update, frozen_statistics, most_likely, teacher_mode
 from ..nets.heads import HEADS, Head, resize
