@@ -4,6 +4,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from kdda.bench.runs import ledger
+from kdda.data.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = {  # notebook: parameters, rows that must have been trained
@@ -52,3 +53,14 @@ def test_papermill_runs_it(name, tmp_path):
     assert "mIoU in points on" in printed and "nan" not in printed.split("mIoU in points on")[0].split("seeds")[-1]
     assert rows <= {r["method"] for r in ledger(tmp_path / "runs") if r["state"] == "finished"}
     assert not any(r["state"] != "finished" for r in ledger(tmp_path / "runs"))
+
+@pytest.mark.parametrize("name, given", [("diga", {"method": "diga_consensus", "rows": ["diga_skd"], "recipe": "cityscapes2darkzurich"}), ("duda", {"method": "duda_kd"}), ("dkd", {"method": "dkd_both"}), ("quickstart", {})])
+def test_a_target_without_labels_has_no_oracle(name, given, tmp_path):
+    for layout, domain, split, n in (("cityscapes", "city", "train", 4), ("cityscapes", "city", "val", 3), ("darkzurich", "night", "train", 3), ("darkzurich", "night", "val", 2)):
+        World(domain, n=n, size=(96, 176), split=split).export(layout, tmp_path / layout, split=split)
+    given = {**given, "scenario": "cityscapes2darkzurich", "data_root": str(tmp_path), "scale": "smoke", "out": str(tmp_path / "runs"), "jobs": 2}
+    done = subprocess.run([sys.executable, "-m", "papermill", f"nbs/benchmarks/{name}.ipynb", str(tmp_path / "out.ipynb"), "-k", "python3", "-y", json.dumps(given)],
+                          cwd=ROOT, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    finished = [r["method"] for r in ledger(tmp_path / "runs") if r["state"] == "finished"]
+    assert given.get("method", "dacs") in finished and "oracle" not in finished

@@ -110,6 +110,8 @@ def test_half_precision_is_summed_in_float32(name):
     s, t = some(name, 2, 4, 4, 4, 4, 6)
     low = LOSSES[name][0](s.bfloat16(), t.bfloat16())
     assert low.dtype == torch.float32 and low.item() == pytest.approx(LOSSES[name][0](s, t).item(), rel=.1)
+    within = LOSSES[name][0](s.float(), t.float())
+    with torch.autocast("cpu", torch.bfloat16): assert torch.equal(LOSSES[name][0](s.float(), t.float()), within)
 
 @pytest.mark.parametrize("loss", [attention_transfer, pairwise_similarity, cross_image_relation])
 def test_losses_on_relations_do_not_see_channels_or_strength(loss):

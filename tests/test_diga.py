@@ -380,8 +380,9 @@ def test_label_quality_rules(city):
 
 def test_probe_looks_and_changes_nothing(city):
     m = DiGA(net(), *centroids()).train()
-    before = {k: v.clone() for k, v in m.state_dict().items()}
+    before, modes = {k: v.clone() for k, v in m.state_dict().items()}, [x.training for x in m.modules()]
     scores = diga.LabelProbe(city)(m)
+    assert [x.training for x in m.modules()] == modes and not m.nets["teacher"].training and any(x.training for x in m.nets["teacher"].modules())
     assert {"precision/consensus", "coverage/equal coverage"} <= set(scores) and m.student.training
     for k, v in m.state_dict().items():
         if not k.endswith("num_batches_tracked"): assert torch.equal(v, before[k]), k
@@ -427,7 +428,10 @@ def test_the_released_head():
     n = net(name="resnet10_slim+gnaspp:64").eval()
     logits, taps = n(torch.randn(1, 3, *SIZE), taps=("fused", "logits_low"))
     assert torch.allclose(taps["logits_low"], F.conv2d(taps["fused"], n.head.classifier.weight), atol=1e-5)     # logits = W f, no bias
-    with torch.device("meta"): assert segmenter("resnet101_d8+gnaspp").head.fused_channels == 256
+    with torch.device("meta"):
+        n = segmenter("resnet101_caffe_d8+gnaspp")
+        assert n.head.fused_channels == 256
+        for size, places in (((512, 896), (65, 113)), ((1024, 2048), (129, 257))): assert n(torch.empty(1, 3, *size), ("fused",))[1]["fused"].shape == (1, 256, *places)
 
 # rows
 
@@ -461,7 +465,7 @@ def test_the_official_teacher_reaches_the_warm_up(tmp_path):
 def test_finished_round_gives_back_what_made_the_labels(tmp_path):
     run = Run("diga", scale="smoke", out=tmp_path); execute(run, progress=False)
     found = diga.finished_round(run)
-    assert list(found) == ["start of round 1", "end of round 2"]
+    assert list(found) == ["start of round 1", "end of round 2"] and all(student is not teacher for student, teacher, *_ in found.values())
     student, teacher, c, seen = found["end of round 2"]
     for (k, a), b in zip(student.state_dict().items(), run.load_student().state_dict().values()): assert torch.equal(a, b), k
     manifest = json.loads((run.folder / "round_1" / "pseudo_labels" / "manifest.json").read_text())
@@ -483,9 +487,9 @@ def test_disk_scenario_with_resizing_and_crops(tmp_path):
 
 # kill and resume
 
-@pytest.mark.parametrize("at", [1, 3, 5])   # in round 1, at its end, in round 2
-def test_killed_and_resumed_is_the_same_to_the_bit(at, tmp_path, monkeypatch):
-    kw = dict(scale="smoke", steps=26)   # 18 of them warm-up
+@pytest.mark.parametrize("at, translator", [(1, "stats"), (3, "stats"), (5, "stats"), (5, "gan")])   # in round 1, at its end, in round 2
+def test_killed_and_resumed_is_the_same_to_the_bit(at, translator, tmp_path, monkeypatch):
+    kw = dict(scale="smoke", steps=26, options=dict(translator=translator, recompute_centroids=translator == "gan"))   # 18 of them warm-up
     whole = Run("diga", out=tmp_path / "whole", **kw); execute(whole, progress=False)
     cut, calls, after = Run("diga", out=tmp_path / "cut", **kw), [], DiGA.after_step
     def dying(self, t):
@@ -507,6 +511,36 @@ def test_recipes_name_scenarios_and_options_that_exist():
     for scenario, r in diga.RECIPES.items(): assert scenario in SCENARIOS and set(r["options"]) <= set(ROWS["diga"].options)
     share = diga.RECIPES["synthia2cityscapes"]["options"]["warm_share"]
     assert round(share * diga.RECIPES["synthia2cityscapes"]["steps"]) == 60_000
+
+def test_the_gan_is_resumed_to_the_bit(tmp_path, monkeypatch):
+    kw = dict(scale="smoke", options=dict(translator="gan"))
+    whole = Run("diga_skd_crdomix", out=tmp_path / "whole", **kw); execute(whole, progress=False)
+    cut, calls, after = Run("diga_skd_crdomix", out=tmp_path / "cut", **kw), [], TranslatorGAN.after_step
+    def dying(self, t):
+        after(self, t); calls.append(t)
+        if len(calls) == 2: raise KeyboardInterrupt
+    monkeypatch.setattr(TranslatorGAN, "after_step", dying)
+    with pytest.raises(KeyboardInterrupt): execute(cut, progress=False)
+    monkeypatch.undo()
+    execute(Run("diga_skd_crdomix", out=tmp_path / "cut", **kw), progress=False, say=lambda s: None)
+    for f in ("student.safetensors", "history.csv"): assert (whole.folder / f).read_bytes() == (cut.folder / f).read_bytes()
+    assert all(torch.equal(a, b) for a, b in zip(whole.stage_state("translator").values(), cut.stage_state("translator").values()))
+
+def test_a_recipe_means_the_same_to_every_row_of_the_ladder():
+    for recipe, r in diga.RECIPES.items():
+        whole = diga.recipe_options(recipe, "diga")
+        assert whole == r["options"]
+        for name in ("diga_prob", "diga_feat", "diga_threshold", "diga_consensus"): assert diga.recipe_options(recipe, name) == {k: v for k, v in whole.items() if k != "skd"}
+        assert diga.recipe_options(recipe, "diga_consensus_skd") == whole
+        warm = diga.recipe_options(recipe, "diga_skd_crdomix")
+        assert warm["skd"] == whole["warm_skd"] and all(warm[k] == v for k, v in whole.items() if k in warm and k != "skd")
+        assert diga.recipe_options(recipe, "diga_skd")["skd"] == whole["warm_skd"] and diga.recipe_options(recipe, "diga_skd")["teacher"] == "official"
+    synthia = Run("diga_skd_crdomix", scale="smoke", options=diga.recipe_options("synthia2cityscapes", "diga_skd_crdomix"))
+    gan, warm = synthia.row.stages(synthia, **synthia.options)
+    gan = gan.method(None)
+    assert gan.identity == 0.025
+    warm = warm.method(gan)
+    assert (warm.skd, warm.reverse, warm.ohem, warm.teacher) == (0.25, 0.25, True, "official") and warm.view == dict(mode="official", p_jitter=0.7, p_gray=0.1)
 
 def test_statistics_of_the_target_arrive():
     "Each translated image has mean and deviation of its partner along the three colour axes."

@@ -209,6 +209,40 @@ def test_a_teacher_without_auxiliary_head():
 def test_wrong_switches_are_refused(wrong, match):
     with pytest.raises(ValueError, match=match): method(**wrong)
 
+@pytest.mark.parametrize("options, match", [(dict(threshold=1.0), "threshold of dkd_both"), (dict(of="dacs", mse_on="aux"), "leaves no auxiliary head"), (dict(of="dacs", compat="released"), "leaves no auxiliary head")])
+def test_impossible_settings_are_refused_before_a_teacher_is_trained(options, match, tmp_path):
+    with pytest.raises(ValueError, match=match): execute(Run("dkd_both", scale="smoke", out=tmp_path, options=options), progress=False)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert dkd.aligns("adversarial") and dkd.aligns("dkd_sequential") and not dkd.aligns("daformer")
+
+def test_the_last_part_goes_on_with_the_adapter_of_the_first(tmp_path):
+    run = Run("dkd_sequential", scale="smoke", out=tmp_path, options=dict(of="dacs"))
+    execute(run, progress=False)
+    first, last = run.stage_state("adapt", "adapter"), run.stage_state("target", "adapter")
+    stages = run.row.stages(run, **run.options)
+    before = stages[0].method(None)
+    before.load_state_dict(run.stage_state("adapt"))
+    after = stages[1].method(before)
+    assert set(first) == set(last) and all(torch.equal(v, first[k]) for k, v in after.nets["adapter"].state_dict().items()) and after.nets["adapter"] in after.groups()["main"]
+    more = Run("dkd_sequential", scale="smoke", out=tmp_path, options=dict(of="dacs", extra=True))
+    start = dkd.carried_on(more.finished_run("dkd_both", options=dict(of="dacs")))
+    assert isinstance(start.nets["adapter"], Adapter)
+
+def test_a_teacher_of_two_stages_keeps_the_head_of_its_last(tmp_path):
+    run = Run("dkd_sequential", scale="smoke", out=tmp_path, student=Run("dkd_both", scale="smoke").teacher_name)
+    execute(run, progress=False)
+    task = Run("dkd_both", scale="smoke", out=tmp_path, options=dict(of="dkd_sequential"))
+    net_, aux = dkd.adapted_teacher(task, "dkd_sequential")
+    want = task.finished_run("dkd_sequential", student=task.teacher_name, weights=None).stage_state("target", "aux")
+    assert all(torch.equal(v, want[k]) for k, v in aux.state_dict().items())
+
+def test_teacher_labels_are_resized_in_float32():
+    m, x = method(), batch().target.image
+    m.answer = lambda x: tuple(8 * torch.randn(len(x), 19, 8, 16, generator=torch.Generator().manual_seed(k)).bfloat16() for k in range(len(m.wants)))
+    m.teacher_bn, m.memory = "running", m.answer
+    told = m.told(x)["main"]
+    assert torch.equal(told, log_rows(F.interpolate(m.answer(x)[0].float(), x.shape[-2:], mode="bilinear", align_corners=False)))
+
 def test_it_learns_one_batch():
     "Two images, again and again: the student ends up saying what the teacher says."
     m, b = method(kl=1.0, photo=None).train(), batch()

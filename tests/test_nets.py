@@ -128,6 +128,17 @@ def test_dilated_resnet_equals_torchvision(output_stride, dilate):
     torch.testing.assert_close(a, b, atol=1e-4 * float(b.abs().max()), rtol=1e-4)
 
 
+def test_caffe_resnet_has_its_stride_on_the_first_convolution_and_rounds_up():
+    theirs = randomise(torchvision.models.resnet101())
+    for layer in (theirs.layer2, theirs.layer3, theirs.layer4): layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
+    theirs.maxpool.ceil_mode = True
+    ours = build_backbone("resnet101_caffe").eval()
+    load_weights(ours, theirs.state_dict())
+    x = torch.randn(1, 3, 48, 64)
+    with torch.no_grad(): a, b = ours(x)[-1], torchvision_maps(theirs, x, True)[-1]
+    torch.testing.assert_close(a, b, atol=1e-4 * float(b.abs().max()), rtol=1e-4)
+
+
 def test_small_mobilenet_is_a_prefix_of_the_published_one():
     theirs, ours = randomise(torchvision.models.mobilenet_v2(width_mult=.5)), build_backbone("mobilenet_v2_050").eval()
     assert load_weights(ours, theirs.state_dict()).ok
@@ -135,13 +146,14 @@ def test_small_mobilenet_is_a_prefix_of_the_published_one():
     with torch.no_grad(): torch.testing.assert_close(ours(x)[-1], theirs.features[:14](x), atol=1e-4, rtol=1e-4)
 
 
-def test_torchvision_weights_are_fetched_safely(monkeypatch):
+@pytest.mark.parametrize("body", ["resnet18", "resnet18_d8"])   # dilation has no weights
+def test_torchvision_weights_are_fetched_safely(body, monkeypatch):
     asked = {}
     def fetch(url, **kw):
         asked.update(kw, url=url)
         return resnet18()
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
-    net = segmenter("resnet18+deeplabv2", weights="torchvision")
+    net = segmenter(f"{body}+deeplabv2", weights="torchvision")
     assert asked["weights_only"] and asked["check_hash"] and "resnet18" in asked["url"]
     assert net.backbone.stages[0][0][1].num_batches_tracked == 0
     with pytest.raises(WeightsError, match="torchvision has no weights for 'mit_b0'"): segmenter("mit_b0+segformer", weights="torchvision")
@@ -152,7 +164,8 @@ def test_channels_and_strides_are_as_declared(name):
     with torch.device("meta"):
         net = build_backbone(name)
         maps = net(torch.empty(1, 3, 64, 128))
-    assert [tuple(m.shape[1:]) for m in maps] == [(c, 64 // s, 128 // s) for c, s in zip(net.channels, net.strides)]
+    more = name.endswith("caffe")   # pooling rounds up
+    assert [tuple(m.shape[1:]) for m in maps] == [(c, 64 // s + more, 128 // s + more) for c, s in zip(net.channels, net.strides)]
 
 
 # Encoder parameters in millions and multiply-accumulates in 10^9 at 512x512, as published for SegFormer.

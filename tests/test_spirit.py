@@ -173,6 +173,14 @@ def test_explained_share_rises_on_two_domains():
     after = m.explained(CITY), m.explained(OTHER)
     assert all(b < 0.2 and a > b + .2 for b, a in zip(before, after)), (before, after)
 
+def test_explained_share_of_frames_that_differ_in_size():
+    m, a, b = pair(), World("city", n=2, size=(32, 66)), World("city", n=2, size=(32, 64))
+    assert math.isfinite(m.explained(Pool(a, b))) and m.explained(Pool(a, b)) == pytest.approx(m.explained(Pool(b, a)), rel=1e-5)
+
+def test_a_share_that_leaves_no_step_with_labels_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="share of fewshot"): Run("fewshot", scenario="fewshot_city", scale="smoke", out=tmp_path, options=dict(share=1.0))
+    with pytest.raises(ValueError, match="no step with labels is left out of 6"): execute(Run("fewshot", scenario="fewshot_city", scale="smoke", steps=6, out=tmp_path, options=dict(share=0.99)), progress=False)
+
 # what the teacher said
 
 def test_imitation_asks_the_teacher_once_for_a_view():

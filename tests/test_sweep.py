@@ -206,16 +206,15 @@ def test_a_probe_measures_the_row_and_what_it_stands_on(tmp_path):
     teacher.folder.mkdir(parents=True); (teacher.folder / "metrics.json").write_text("{}")
     assert [line.endswith("finished") for line in todo()] == [False, True, True, True, False, False, False]
 
-def test_labelling_is_predicted_for_all_frames(tmp_path, monkeypatch):
+def test_labelling_is_predicted_for_all_frames(tmp_path):
     found = s.probe(dict(method="lsu", scenario="urban_world", scale="smoke"))
     assert [p["labelling"] > 0 for p in found["parts"]] == [False, True]
     assert [r[2] for r in s.times(found, tmp_path)] == ["train", "scoring", "labelling", "train", "scoring"]
     few = Subset(World("city", n=8, size=(32, 64)), range(4))
     few.whole = 400
-    monkeypatch.setattr("kdda.bench.runs.write_pseudo_labels", lambda *_: time.sleep(0.02))
     for frames, times in ((few, 100), (Resized(Unlabelled(few), (16, 32)), 100), (World("city", n=4, size=(32, 64)), 1)):
         run = s.Probe("lsu", scenario="urban_world", scale="smoke", out=tmp_path)
-        run.write_labels(None, frames, tmp_path)
+        run.pass_over(frames, lambda: time.sleep(0.02))
         assert 1 <= run.labelling / (0.02 * times) < 3
 
 @pytest.mark.parametrize("request_, why", [({"foo": 1}, "foo: unknown key. There are: scenario, method"), ({"scenario": ["game2city"]}, "scenario: a list; a plan is of one row"), ({"options": [1]}, "options: .* is list, not dict")])

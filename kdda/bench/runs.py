@@ -21,10 +21,9 @@ import kdda
 from .scenarios import SCALES, SCENARIOS, data_folder
 from ..data.augment import normalize
 from ..data.batches import RareClass, Stream
-from ..data.datasets import Mapped, Related, fit_inside, import_yours
+from ..data.datasets import DataError, Mapped, Related, fit_inside, import_yours
 from ..learn.fit import Busy, History, fit_stages, fold_seed, init_distributed, run_lock
 from ..learn.metrics import BoundaryF1, Calibration, Certainty, Confusion, ImageIoU, image_iou
-from ..learn.pseudo_labels import write_pseudo_labels
 from ..learn import checkpoints
 from ..learn.rows import ROWS
 from ..nets.heads import resize
@@ -174,9 +173,15 @@ class Run:
         if not self.weights: return {}
         return dict(fd=0.005, anchor=self.net().backbone, things=[self.space.index(c) for c in self.space.things])
 
-    def write_labels(self, net, frames, folder, *settings, **more):  # as for `write_pseudo_labels` -> folder
-        "Label frames. Rows come here, so that a plan can time it."
-        return write_pseudo_labels(net, frames, folder, *settings, **more)
+    def labelled(self, role):
+        "Whether the frames of a role have labels: a target's often have none."
+        try: self.data(role).label(0)
+        except (AttributeError, DataError): return False
+        return True
+
+    def pass_over(self, frames, work):  # dataset, callable -> what it returns
+        "Do work that takes every frame once, before training: a plan measures it on few of them."
+        return work()
 
     def finished_run(self, method, **changes):  # -> Run
         "Another run, by default of the same scenario, scale and seed: trained if absent, left alone if there, and recorded."

@@ -286,12 +286,12 @@ class Probe(Run):
 
     labelling = 0.0   # seconds, of all the frames
 
-    def write_labels(self, net, frames, folder, *settings, **more):
+    def pass_over(self, frames, work):
         start, there = time.perf_counter(), len(frames)
-        super().write_labels(net, frames, folder, *settings, **more)
+        done = work()
         while not hasattr(frames, "whole") and hasattr(frames, "_ds"): frames = frames._ds
         self.labelling += (time.perf_counter() - start) * getattr(frames, "whole", there) / there
-        return folder
+        return done
 
     def rare_class(self): return Uniform()   # which frames are drawn makes no difference, and counting classes opens every label
 

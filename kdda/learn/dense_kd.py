@@ -54,7 +54,7 @@ def pairwise_similarity(student, teacher,  # maps [B,C,h,w], any channels; the t
                        ):                  # -> scalar in [0, 4]
     "Squared difference of the cosines of all pairs of places in an image: mean over pairs and images (structured distillation, Liu et al. 2019)."
     s, t = (F.normalize(x.flatten(2), dim=1) for x in same_size(student, teacher, cell))
-    return (s.mT @ s - t.mT @ t).square().mean()
+    with torch.autocast(s.device.type, enabled=False): return (s.mT @ s - t.mT @ t).square().mean()
 
 def cross_image_relation(student, teacher,  # maps [B,C,h,w], any channels; the teacher's is a constant
                          temperature=.1,    # of the softmax over cosines; not compensated, as published
@@ -62,7 +62,7 @@ def cross_image_relation(student, teacher,  # maps [B,C,h,w], any channels; the 
                         ):                  # -> scalar, nats
     "KL between distributions over the places of another image: sum over its places, mean over places and pairs of images (after CIRKD, Yang et al. 2022)."
     def relations(x):  # [B,C,n] -> log-probabilities [B,B,n,n]
-        return F.log_softmax(torch.einsum("icn,jcm->ijnm", x, x) / temperature, -1)
+        with torch.autocast(x.device.type, enabled=False): return F.log_softmax(torch.einsum("icn,jcm->ijnm", x, x) / temperature, -1)
     log_q, log_p = (relations(F.normalize(x.flatten(2), dim=1)) for x in same_size(student, teacher, cell))
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 

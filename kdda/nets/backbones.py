@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'Backbone', 'EfficientAttention', 'MixFFN', 'DropPath', 'MiTBlock', 'MiTStage', 'mit', 'BasicBlock',
-           'Bottleneck', 'resnet', 'drn', 'InvertedResidual', 'mobilenet_v2', 'build_backbone']
+           'Bottleneck', 'CaffeBottleneck', 'resnet', 'drn', 'InvertedResidual', 'mobilenet_v2', 'build_backbone']
 
 # %% ../../nbs/nets/10_backbones.ipynb #6faa7471
 from functools import partial
@@ -171,6 +171,12 @@ class Bottleneck(nn.Module):
         y = F.relu(self.bn2(self.conv2(y)), inplace=True)
         return F.relu(self.bn3(self.conv3(y)) + self.downsample(x), inplace=True)
 
+class CaffeBottleneck(Bottleneck):
+    "The same with the stride on the first 1x1, as DeepLab-V2's ResNet-101 has it; weights have the same shapes."
+    def __init__(self, *args, **kw):
+        super().__init__(*args, **kw)
+        self.conv1.stride, self.conv2.stride = self.conv2.stride, (1, 1)
+
 # %% ../../nbs/nets/10_backbones.ipynb #003a4e07
 def _dilate(strides, start, output_stride):
     "Strides into dilations beyond `output_stride`: (stride, spacing up to the stride, spacing after it) a stage."
@@ -191,10 +197,11 @@ def resnet(name,
            widths=(64, 128, 256, 512),    # channels of each stage, before the block's expansion
            output_stride=32,              # 32, 16 or 8: strides beyond it become dilation
            small_input=False,             # for images of about 64x128
+           ceil=False,                    # pooling rounds sizes up, as DeepLab-V2's does
           ):                              # -> Backbone
     "A ResNet (V1, torchvision's layout); `small_input` starts with a 3x3 of stride 2 and no pooling, so that strides are 2, 4, 8, 16."
     stem = nn.Sequential(*_conv_bn(3, widths[0], 3 if small_input else 7, 2), nn.ReLU(inplace=True))
-    if not small_input: stem.append(nn.MaxPool2d(3, 2, 1))
+    if not small_input: stem.append(nn.MaxPool2d(3, 2, 1, ceil_mode=ceil))
     start, channels, stages, strides = 2 if small_input else 4, widths[0], [], []
     for depth, width, (stride, first, rest) in zip(depths, widths, _dilate((1, 2, 2, 2), start, output_stride)):
         blocks = nn.Sequential(block(channels, width, stride, (first, rest)))
@@ -277,6 +284,7 @@ BACKBONES = {
     "resnet34": partial(resnet, block=BasicBlock, depths=(3, 4, 6, 3)),
     "resnet50": partial(resnet, block=Bottleneck, depths=(3, 4, 6, 3)),
     "resnet101": partial(resnet, block=Bottleneck, depths=(3, 4, 23, 3)),
+    "resnet101_caffe": partial(resnet, block=CaffeBottleneck, depths=(3, 4, 23, 3), ceil=True),
     "resnet10_nano": partial(resnet, block=BasicBlock, depths=(1, 1, 1, 1), widths=(16, 32, 64, 128), small_input=True),
     "resnet10_slim": partial(resnet, block=BasicBlock, depths=(1, 1, 1, 1), widths=(32, 80, 160, 320), small_input=True),
     "drn_d_22": partial(drn, depths=(2, 2, 2, 2)),

@@ -273,6 +273,7 @@ def _compare(state, module, source):
 def _torchvision_weights(name):
     "The newest ImageNet weights torchvision has for that network, downloaded once, checked by hash."
     from torchvision.models import get_model_weights, list_models
+    name = re.sub(r"_d\d+$", "", name)   # dilation has no weights
     if name not in list_models(): raise WeightsError(f"torchvision has no weights for {name!r}: give a file, or take resnet18/34/50/101 or mobilenet_v2")
     return get_model_weights(name).DEFAULT.get_state_dict(weights_only=True, check_hash=True)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KL_FORMS', 'RELEASED', 'PARADIGMS', 'COMPATS', 'MSE_ON', 'RECIPES', 'log_rows', 'teacher_kl', 'log_prob_mse',
-           'hard_label', 'label_loss', 'unit_mse', 'released_kl', 'DKD', 'loaded', 'adapted_teacher', 'distillation',
-           'dkd_source', 'dkd_target', 'dkd_both', 'dkd_sequential', 'carried_on', 'judge_like']
+           'hard_label', 'label_loss', 'unit_mse', 'released_kl', 'DKD', 'loaded', 'adapted_teacher', 'aligns',
+           'distillation', 'dkd_source', 'dkd_target', 'dkd_both', 'dkd_sequential', 'carried_on', 'judge_like']
 
 # %% ../../nbs/papers/30_dkd.ipynb #b7dfc38e
 import math
@@ -17,7 +17,7 @@ from ..data.labels import IGNORE
 from ..learn.adversarial import LEVELS, Adversarial, discriminator
 from ..learn.dense_kd import Adapter, Memory
 from ..learn.losses import feature_mse
-from ..learn.rows import ABOVE_0, SHARE, align, row
+from ..learn.rows import ABOVE_0, BELOW_1, ROWS, SHARE, align, row
 from ..learn.selftrain import frozen_statistics, teacher_mode
 from ..nets.heads import AuxHead, resize
 
@@ -93,7 +93,8 @@ class DKD(Adversarial):
         if not 0 <= threshold < 1: raise ValueError(f"threshold = {threshold}; it is a probability, at least 0 and below 1")
         if mse and mse_on == "aux" and teacher_aux is None: raise ValueError('the teacher has no auxiliary head to compare with: mse_on="feature", mse=0, or a teacher of the row `adversarial`')
         nets = {"teacher": teacher} | ({} if teacher_aux is None else {"teacher_aux": teacher_aux})
-        if mse and mse_on == "feature": options["adapter"] = Adapter(student.backbone.channels[2], teacher.backbone.channels[2])
+        adapter = options.pop("adapter", None)    # of an earlier stage
+        if mse and mse_on == "feature": options["adapter"] = adapter or Adapter(student.backbone.channels[2], teacher.backbone.channels[2])
         self.frozen = tuple(nets)
         super().__init__(student, **nets, **options)
         self.paradigm, self.kl, self.mse, self.pseudo, self.kl_aux, self.target = paradigm, kl, mse, pseudo, kl_aux, target
@@ -121,7 +122,7 @@ class DKD(Adversarial):
         if self.teacher_bn == "running": maps = self.memory(x)
         else:
             with frozen_statistics(teacher_mode(self.nets["teacher"], "batch")): maps = self.answer(x)
-        return {k: m if k == "feature" else log_rows(resize(m, x)) for k, m in zip(self.wants, maps)}
+        return {k: m if k == "feature" else log_rows(resize(m.float(), x)) for k, m in zip(self.wants, maps)}
 
     def distil(self, domain, image, seen):  # "source" or "target", clean images, the student's maps -> {name: weighted loss}
         if domain not in PARADIGMS[self.paradigm] or not self.wants: return {}
@@ -143,11 +144,17 @@ def loaded(net, state):  # -> net
 def adapted_teacher(task, of, steps=0):  # task; row; length of its training, 0: the task's -> Segmenter, AuxHead or None
     "The large network as row `of` left it: trained if absent, loaded if there."
     run = task.finished_run(of, student=task.teacher_name, weights=task.teacher_weights, **({"steps": steps} if steps else {}))
-    net, state = run.load_student(), run.stage_state("adapt", "aux") if (run.folder / "adapt").is_dir() else {}
+    net, state = run.load_student(), next((s for stage in ("target", "adapt") if (run.folder / stage).is_dir() and (s := run.stage_state(stage, "aux"))), {})
     return net, loaded(AuxHead(net.backbone.channels, net.n_classes), state) if state else None
+
+def aligns(name):  # of a row -> bool
+    "Whether its networks have an auxiliary head; of rows that are not ours it is assumed."
+    return name in ("adversarial", "advent") or name.startswith("dkd_") or not ROWS[name].stages.__module__.startswith("kdda.")
 
 def distillation(task, paradigm, of, teacher_steps=0, mse_on="auto", compat="", name="adapt", steps=None, start=None, **losses):
     "One stage of DKD."
+    wanted = {**losses, "mse_on": mse_on, **(RELEASED if compat else {})}
+    if wanted["mse"] and wanted["mse_on"] == "aux" and not aligns(of): raise ValueError(f'row {of!r} leaves no auxiliary head to compare with: mse_on="auto" or "feature", mse=0, or of="adversarial"; compat="released" wants the head')
     def prepare():
         teacher, aux = adapted_teacher(task, of, teacher_steps)
         on = {"mse_on": ("feature" if aux is None else "aux") if mse_on == "auto" else mse_on}
@@ -157,21 +164,21 @@ def distillation(task, paradigm, of, teacher_steps=0, mse_on="auto", compat="", 
 COMPATS, MSE_ON = ("", "released"), ("auto", "aux", "feature")
 
 @row("dkd_source", "DKD (a): alignment, and an adapted large teacher distilled on source images", teacher=True, against="adversarial")
-def dkd_source(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold: SHARE=0.0, compat: COMPATS=""):
+def dkd_source(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold: BELOW_1=0.0, compat: COMPATS=""):
     return [distillation(task, "source", of, teacher_steps, compat=compat, kl=kl, mse=mse, pseudo=pseudo, threshold=threshold)]
 
 @row("dkd_target", "DKD (b): alignment, and an adapted large teacher distilled on target images", teacher=True, against="adversarial")
-def dkd_target(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold: SHARE=0.0, compat: COMPATS=""):
+def dkd_target(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold: BELOW_1=0.0, compat: COMPATS=""):
     return [distillation(task, "target", of, teacher_steps, compat=compat, kl=kl, mse=mse, pseudo=pseudo, threshold=threshold)]
 
 @row("dkd_both", "DKD (c): alignment, and an adapted large teacher distilled on images of both domains", teacher=True, against="adversarial")
-def dkd_both(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold: SHARE=0.0, compat: COMPATS="", mse_on: MSE_ON="auto", kl_form: tuple(KL_FORMS)="pixel", temperature: ABOVE_0=1.0, pseudo_on_source=True):
+def dkd_both(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold: BELOW_1=0.0, compat: COMPATS="", mse_on: MSE_ON="auto", kl_form: tuple(KL_FORMS)="pixel", temperature: ABOVE_0=1.0, pseudo_on_source=True):
     return [distillation(task, "both", of, teacher_steps, mse_on, compat, kl=kl, mse=mse, pseudo=pseudo, threshold=threshold, kl_form=kl_form, temperature=temperature,
                          pseudo_on_source=pseudo_on_source)]
 
 # %% ../../nbs/papers/30_dkd.ipynb #6d71c724
 @row("dkd_sequential", "DKD (d): dkd_both for two thirds of the budget, then distilled on target images alone", teacher=True, against="dkd_both (adversarial)")
-def dkd_sequential(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold: SHARE=0.0, compat: COMPATS="", share: SHARE=1/3, extra=False):
+def dkd_sequential(task, of="adversarial", teacher_steps=0, kl=0.1, mse=0.01, pseudo=1.0, threshold: BELOW_1=0.0, compat: COMPATS="", share: SHARE=1/3, extra=False):
     both = dict(of=of, teacher_steps=teacher_steps, compat=compat, kl=kl, mse=mse, pseudo=pseudo, threshold=threshold)
     if extra: return [distillation(task, "target", name="target", steps=max(1, task.steps // 2), start=lambda: carried_on(task.finished_run("dkd_both", options=both)), **both)]
     last = max(1, round(share * task.steps))
@@ -182,8 +189,9 @@ def carried_on(run):  # finished Run of an aligning row -> student, nets["aux"] 
     "What `align` carries on from."
     net = run.load_student()
     aux = loaded(AuxHead(net.backbone.channels, net.n_classes), run.stage_state("adapt", "aux"))
-    judges = {level: run.stage_state("adapt", f"judge_{level}") for level in LEVELS}
-    return SimpleNamespace(student=net, nets={"aux": aux}, judges={level: loaded(judge_like(state), state) for level, state in judges.items() if state})
+    judges, adapter = {level: run.stage_state("adapt", f"judge_{level}") for level in LEVELS}, run.stage_state("adapt", "adapter")
+    more = {"adapter": loaded(Adapter(*adapter["change.0.weight"].shape[1::-1]), adapter)} if adapter else {}
+    return SimpleNamespace(student=net, nets={"aux": aux, **more}, judges={level: loaded(judge_like(state), state) for level, state in judges.items() if state})
 
 def judge_like(state):  # a discriminator's state dict -> an untrained discriminator of its shape
     first = state["0.weight"]

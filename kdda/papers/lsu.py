@@ -81,14 +81,13 @@ def labelled_once(net,         # the teacher
                   folder,      # below which labels are kept
                   constrained=True, void="mass", least_mass=0.0,  # see `Constraint`
                   scales=None, # of the looks; None: `label_scales`
-                  batch=8, box=None, soft=False, workers=0,  # see `write_pseudo_labels`
-                  write=write_pseudo_labels):  # what labels the frames: a row's `task.write_labels` -> PseudoLabelled
+                  batch=8, box=None, soft=False, workers=0):  # see `write_pseudo_labels` -> PseudoLabelled
     "The frames with the teacher's labels, constrained by their own or free."
     constraint = Constraint(frames.map, void, least_mass) if constrained else None
     scales = tuple(scales or label_scales(box or frames.image(0).shape[:2]))
     said = crc32(repr((digest(net), content(frames, constrained), constraint, scales, box)).encode())
     here = folder / f"{frames.name.replace('/', '-')[:60]}-{said:08x}{'-soft' if soft else ''}"
-    write(net, frames, here, scales, batch=batch, flip=True, average=True, constraint=constraint, box=box, soft=soft, workers=workers)
+    write_pseudo_labels(net, frames, here, scales, batch=batch, flip=True, average=True, constraint=constraint, box=box, soft=soft, workers=workers)
     return (SoftLabelled if soft else PseudoLabelled)(frames, here, frames.map.target)
 
 # %% ../../nbs/papers/33_lsu.ipynb #5d05144d
@@ -249,7 +248,8 @@ def _taught(task, weights="size", by=("lsu_source", {}), **options):
     teacher = task.finished_run(row, student=task.teacher_name, weights=task.teacher_weights, options=its)
     net = teacher.load_student()
     if torch.cuda.is_available(): net = net.cuda()
-    labels = [labelled_once(net, d, teacher.folder / "labels", batch=task.scale.eval_batch, box=task.scale.target_box, workers=task.scale.workers, write=task.write_labels, **options) for d in related.values()]
+    label = lambda d: labelled_once(net, d, teacher.folder / "labels", batch=task.scale.eval_batch, box=task.scale.target_box, workers=task.scale.workers, **options)
+    labels = [task.pass_over(d, lambda: label(d)) for d in related.values()]
     task.notes["labels"] = {name: quality_note(ds, d) for (name, d), ds in zip(related.items(), labels)}
     return _student(task, [task.data("source"), *labels], weights)
 

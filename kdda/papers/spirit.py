@@ -26,7 +26,7 @@ from ..learn.dense_kd import Adapter, DenseKD, Memory
 from ..learn.fit import Method, Optim, Stage, to_device
 from ..learn.losses import cross_entropy, feature_mse
 from ..learn.metrics import Tally, image_iou
-from ..learn.rows import ABOVE_0, SHARE, Between, row, seeded
+from ..learn.rows import ABOVE_0, BELOW_1, SHARE, Between, row, seeded
 from ..nets.backbones import BACKBONES, Backbone, BasicBlock, Bottleneck, resnet
 from ..nets.heads import HEADS, Head
 from ..nets.segmenter import convert_weights, load_weights, read_weights, segmenter
@@ -204,10 +204,10 @@ class Imitation(Method):
         return imitation(got, wanted, self.kind), got, wanted
 
     @torch.no_grad()
-    def explained(self, dataset, batch_size=8):  # -> share, on frames as they are
+    def explained(self, dataset):  # -> share, on frames as they are
         self.eval()
         tally = ExplainedShare(0)
-        for raw in in_order(dataset, batch_size, labelled=False):
+        for raw in in_order(dataset, labelled=False):    # one by one: real frames differ in size
             x = to_device(raw, next(self.parameters()).device).image
             wanted = self.nets["teacher"](x).map
             tally = (tally if tally.settings["channels"] else ExplainedShare(wanted.shape[1])).update(self.nets["adapter"](self.parts[0](x).map, wanted), wanted)
@@ -361,6 +361,7 @@ def transfer(task, few,       # the labelled frames
     "Step 2 in two stages: the rest, then all."
     s, steps = task.scale, task.steps if steps is None else steps
     first = round(hold * steps)
+    if steps < 1: raise ValueError(f"no step with labels is left out of {task.steps}: give more steps, or imitation a smaller share")
     common = dict(at=at, photo=s.photo, zoom=ZOOM)
     guide = lambda before: (before if isinstance(before, Imitation) else before.guide[0]) if mimic else None
     rest = lambda before: Transfer(start(before), freeze=True, guide=guide(before), **common)
@@ -374,7 +375,7 @@ BACKS, KINDS, PLACES = ("own", "teacher"), ("mse", "l2_channel"), ("stage1", "st
 
 @row("fewshot", "from scratch on the few labelled images of the target", against="fewshot")
 def fewshot(task, budget=64, draw=-1,
-            share: SHARE=0.0):   # of the steps, left out: as many steps with labels as a row that imitates in that share of them
+            share: BELOW_1=0.0):   # of the steps, left out: as many steps with labels as a row that imitates in that share of them
     return transfer(task, few_labels(task, budget, draw), lambda _: task.net(), hold=0, front_lr=1.0, steps=task.steps - round(share * task.steps))
 
 @row("ftt", "pre-trained on source, fine-tuned on the few labelled images of the target: front frozen first, then all", against="fewshot")
@@ -420,7 +421,7 @@ def fitnets(task, budget=64, draw=-1, split: PLACES="stage3", weight=1.0): retur
 def esd_unrelated(task, budget=64, draw=-1, r: RATIO=16): return esd(task, budget, draw, r, proximity="unrelated")
 
 @row("image_party", "esd on one heap of all target and proximity images, each batch drawn afresh", teacher=True, against="esd")
-def image_party(task, budget=64, draw=-1): return esd(task, budget, draw, -1, mix="party")
+def image_party(task, budget=64, draw=-1, r: RATIO=-1): return esd(task, budget, draw, r, mix="party")
 
 # %% ../../nbs/papers/34_spirit.ipynb #6ad923ce
 def image_scores(predictions,  # list of ids [H,W], such as `evaluate(..., predictions=)` collects
