@@ -387,6 +387,15 @@ def test_probe_looks_and_changes_nothing(city):
     for k, v in m.state_dict().items():
         if not k.endswith("num_batches_tracked"): assert torch.equal(v, before[k]), k
 
+def test_probe_keeps_every_look_by_class(city):
+    import matplotlib.pyplot as plt
+    probe, m = diga.LabelProbe(city), DiGA(net(), *centroids()).train()
+    scores = [probe(m), probe(m)]
+    assert len(probe.looks) == 2 and probe.looks[1]["consensus"].total["precision"] == scores[1]["precision/consensus"]
+    shown = diga.show_label_steps(probe.looks, city.space, ("prob", "consensus"), steps=[1, 2])
+    assert np.allclose(shown.axes[1].images[0].get_array()[:, 0], 100 * probe.looks[0]["consensus"].precision.numpy(), equal_nan=True) and [t.get_text() for t in shown.axes[2].get_xticklabels()] == ["1", "2"]
+    plt.close(shown)
+
 # the translator
 
 def test_gan_generator_and_judges_do_not_train_each_other(game, city):

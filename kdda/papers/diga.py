@@ -8,9 +8,9 @@ __all__ = ['TRANSLATORS', 'MODES', 'TEACHERS', 'COLOURS', 'diga_photo_ce', 'diga
            'soften', 'disturb', 'to_rgb', 'from_rgb', 'domain_random', 'symmetric_kd', 'half_of_the_values', 'crdomix',
            'translate_stats', 'translate_fda', 'WarmUp', 'labelled_by', 'class_means', 'initial_centroids',
            'feature_labels', 'consensus', 'move_centroids', 'DiGA', 'threshold_counts', 'label_quality', 'LabelProbe',
-           'show_label_quality', 'encoder', 'decoder', 'PatchDiscriminator', 'lsgan', 'boundary_mask', 'Features',
-           'perceptual', 'Translator', 'TranslatorGAN', 'GroupNormASPPHead', 'gan_translator', 'diga_skd_crdomix',
-           'recipe_options', 'stored_scales', 'finished_round']
+           'show_label_quality', 'show_label_steps', 'encoder', 'decoder', 'PatchDiscriminator', 'lsgan',
+           'boundary_mask', 'Features', 'perceptual', 'Translator', 'TranslatorGAN', 'GroupNormASPPHead',
+           'gan_translator', 'diga_skd_crdomix', 'recipe_options', 'stored_scales', 'finished_round']
 
 # %% ../../nbs/papers/31_diga.ipynb #967ebc3c
 import contextlib, copy, inspect, math
@@ -379,10 +379,11 @@ def label_quality(net,                # the network whose labels are stored: y_p
     return {k: LabelQuality(v.cpu()) for k, v in counts.items()}
 
 class LabelProbe:
-    "An `evaluate` for `fit`: the quality of the teacher's labels and the student's, as training goes on."
-    def __init__(self, dataset, **options): self.dataset, self.options = dataset, options
+    "An `evaluate` for `fit`: the quality of the teacher's labels and the student's, as training goes on; `looks` keeps it by class."
+    def __init__(self, dataset, **options): self.dataset, self.options, self.looks = dataset, options, []
     def __call__(self, method):
         rules = label_quality(method.student, self.dataset, method.centroids, method.count > 0, method.nets["teacher"], "running" if method.teacher == "running" else "batch", **self.options)
+        self.looks.append(rules)
         return {f"{what}/{rule}": v for rule, q in rules.items() for what, v in q.total.items()}
 
 def show_label_quality(rules, space):  # {rule: LabelQuality}, LabelSpace -> figure
@@ -395,6 +396,22 @@ def show_label_quality(rules, space):  # {rule: LabelQuality}, LabelSpace -> fig
         ax.set(ylabel=f"{what} (%)"); ax.legend(fontsize=7, ncol=6, loc="upper center", bbox_to_anchor=(0.5, 1.22), frameon=False)
     axes[1].set_xticks(range(len(space)), space.classes, rotation=45, ha="right", fontsize=8)
     fig.tight_layout()
+    return fig
+
+def show_label_steps(looks, space,                              # of a LabelProbe; LabelSpace
+                     rules=("prob", "feat", "threshold", "consensus"),
+                     steps=None):                               # of the looks; None: numbered -> figure
+    "Precision and coverage of some rules, class by look; white where there is nothing to count."
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(2, len(rules), figsize=(2.3 * len(rules) + 1.2, 5.6), dpi=80, sharex=True, sharey=True, squeeze=False, layout="constrained")
+    for row, what in zip(axes, ("precision", "coverage")):
+        for ax, rule in zip(row, rules):
+            shown = ax.imshow(100 * torch.stack([getattr(look[rule], what) for look in looks], 1).numpy(), vmin=0, vmax=100, aspect="auto", cmap="viridis", interpolation="nearest")
+            ax.set_title(f"{what}, {rule}", fontsize=8)
+        row[0].set_yticks(range(len(space)), space.classes, fontsize=6)
+    for ax in axes[1]: ax.set_xticks(range(len(looks)), steps or range(1, len(looks) + 1), fontsize=7)
+    axes[1][0].set_xlabel("step" if steps else "look", fontsize=8)
+    fig.colorbar(shown, ax=axes, label="%", shrink=0.6)
     return fig
 
 # %% ../../nbs/papers/31_diga.ipynb #d449f91c
