@@ -404,11 +404,11 @@ def show_label_steps(looks, space,                              # of a LabelProb
     "Precision and coverage of some rules, class by look; white where there is nothing to count."
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(2, len(rules), figsize=(2.3 * len(rules) + 1.2, 5.6), dpi=80, sharex=True, sharey=True, squeeze=False, layout="constrained")
-    for row, what in zip(axes, ("precision", "coverage")):
-        for ax, rule in zip(row, rules):
+    for line, what in zip(axes, ("precision", "coverage")):
+        for ax, rule in zip(line, rules):
             shown = ax.imshow(100 * torch.stack([getattr(look[rule], what) for look in looks], 1).numpy(), vmin=0, vmax=100, aspect="auto", cmap="viridis", interpolation="nearest")
             ax.set_title(f"{what}, {rule}", fontsize=8)
-        row[0].set_yticks(range(len(space)), space.classes, fontsize=6)
+        line[0].set_yticks(range(len(space)), space.classes, fontsize=6)
     for ax in axes[1]: ax.set_xticks(range(len(looks)), steps or range(1, len(looks) + 1), fontsize=7)
     axes[1][0].set_xlabel("step" if steps else "look", fontsize=8)
     fig.colorbar(shown, ax=axes, label="%", shrink=0.6)
