@@ -66,6 +66,7 @@ CLAIMS = (
         ("images of a proximity domain add to it", "abstract", "esd", "sd"),
         ("images of an unrelated domain add less", "inferred", "esd", "esd_unrelated"))),
     Claim("Spirit", "with as many steps on labels, imitation before them beats training from scratch", "inferred", "sd", "fewshot (share=0.5)", ("fewshot_city",)),
+    Claim("Spirit", "with 256 labels, too", "inferred", "sd (budget=256)", "fewshot (budget=256, share=0.5)", ("fewshot_city",)),
     Claim("Spirit", "fewer frames are bad", "abstract", "esd (budget=16)", "fewshot (budget=16)", ("fewshot_city",), measure="frames"),
     Claim("Spirit", "frames differ less in quality", "abstract", "esd (budget=16)", "fewshot (budget=16)", ("fewshot_city",), measure="spread"),
     Claim("Spirit", "and least with proximity images", "abstract", "esd (budget=16)", "sd (budget=16)", ("fewshot_city",), measure="spread"))
