@@ -179,7 +179,7 @@ def test_explained_share_of_frames_that_differ_in_size():
 
 def test_a_share_that_leaves_no_step_with_labels_is_refused(tmp_path):
     with pytest.raises(ValueError, match="share of fewshot"): Run("fewshot", scenario="fewshot_city", scale="smoke", out=tmp_path, options=dict(share=1.0))
-    with pytest.raises(ValueError, match="no step with labels is left out of 6"): execute(Run("fewshot", scenario="fewshot_city", scale="smoke", steps=6, out=tmp_path, options=dict(share=0.99)), progress=False)
+    with pytest.raises(ValueError, match="leaves no step with labels out of 6"): execute(Run("fewshot", scenario="fewshot_city", scale="smoke", steps=6, out=tmp_path, options=dict(share=0.99)), progress=False)
 
 # what the teacher said
 

@@ -361,7 +361,6 @@ def transfer(task, few,       # the labelled frames
     "Step 2 in two stages: the rest, then all."
     s, steps = task.scale, task.steps if steps is None else steps
     first = round(hold * steps)
-    if steps < 1: raise ValueError(f"no step with labels is left out of {task.steps}: give more steps, or imitation a smaller share")
     common = dict(at=at, photo=s.photo, zoom=ZOOM)
     guide = lambda before: (before if isinstance(before, Imitation) else before.guide[0]) if mimic else None
     rest = lambda before: Transfer(start(before), freeze=True, guide=guide(before), **common)
@@ -376,7 +375,9 @@ BACKS, KINDS, PLACES = ("own", "teacher"), ("mse", "l2_channel"), ("stage1", "st
 @row("fewshot", "from scratch on the few labelled images of the target", against="fewshot")
 def fewshot(task, budget=64, draw=-1,
             share: BELOW_1=0.0):   # of the steps, left out: as many steps with labels as a row that imitates in that share of them
-    return transfer(task, few_labels(task, budget, draw), lambda _: task.net(), hold=0, front_lr=1.0, steps=task.steps - round(share * task.steps))
+    steps = task.steps - round(share * task.steps)
+    if not steps: raise ValueError(f"share = {share} leaves no step with labels out of {task.steps}: give more steps, or a smaller share")
+    return transfer(task, few_labels(task, budget, draw), lambda _: task.net(), hold=0, front_lr=1.0, steps=steps)
 
 @row("ftt", "pre-trained on source, fine-tuned on the few labelled images of the target: front frozen first, then all", against="fewshot")
 def ftt(task, budget=64, draw=-1, split: PLACES="stage3", hold: SHARE=0.1, front_lr=0.5):
