@@ -10,7 +10,7 @@ __all__ = ['TRANSLATORS', 'MODES', 'TEACHERS', 'COLOURS', 'diga_photo_ce', 'diga
            'feature_labels', 'consensus', 'move_centroids', 'DiGA', 'threshold_counts', 'label_quality', 'LabelProbe',
            'show_label_quality', 'show_label_steps', 'encoder', 'decoder', 'PatchDiscriminator', 'lsgan',
            'boundary_mask', 'Features', 'perceptual', 'Translator', 'TranslatorGAN', 'GroupNormASPPHead',
-           'gan_translator', 'diga_skd_crdomix', 'recipe_options', 'stored_scales', 'finished_round']
+           'stored_scales', 'gan_translator', 'diga_skd_crdomix', 'finished_round', 'recipe_options']
 
 # %% ../../nbs/papers/31_diga.ipynb #967ebc3c
 import contextlib, copy, inspect, math
@@ -559,6 +559,8 @@ def _common(task, **options):
 
 def _beta(task, beta, official): return beta or (official if task.scale.name == "paper" else 1.0)
 
+def stored_scales(task): return (1.0, 0.5) if min(task.scale.size) >= 256 else (1.0,)   # half of a small image is too little to see
+
 def _sgd(task):
     "The released recipe for ResNets at paper scale; elsewhere the scale's own optimiser."
     if task.scale.name != "paper" or not task.student_name.startswith("resnet"): return {}
@@ -662,14 +664,6 @@ diga_consensus_skd = row("diga_consensus_skd", "self-training on bilateral-conse
 diga = row("diga", "DiGA, all of it: warm-up, consensus labels, symmetric distillation, two rounds", against="diga_consensus_skd")(_settled(_rounds, labels="consensus", **_all_pixels))
 
 # %% ../../nbs/papers/31_diga.ipynb #420e94f7
-def recipe_options(recipe, name):  # of RECIPES, of a row -> its options
-    "What a recipe of the whole method says to one row of the ladder: a row that is a warm-up takes the warm-up's weight."
-    own, known = RECIPES[recipe]["options"], ROWS[name].options
-    if "warm_skd" not in known: own = own | {"skd": own["warm_skd"]}
-    return {k: v for k, v in own.items() if k in known}
-
-def stored_scales(task): return (1.0, 0.5) if min(task.scale.size) >= 256 else (1.0,)   # half of a small image is too little to see
-
 def finished_round(run):  # finished Run of a self-training row -> {when: (labelling network, feature network, centroids, classes that have one)}
     "The networks and centroids that made labels at the start of the first round and at the end of the last."
     folders = sorted(run.folder.glob("round_*"), key=lambda f: int(f.name.rpartition("_")[2]))
@@ -689,3 +683,9 @@ _OFFICIAL = dict(translator="gan", mode="official", teacher="official", skd=0.25
 RECIPES = {"gta2cityscapes": dict(steps=240_000, options=_OFFICIAL),
            "synthia2cityscapes": dict(steps=220_000, options=_OFFICIAL | dict(warm_skd=0.25, reverse=0.25, ohem=True, warm_share=60 / 220, colours="synthia", identity=0.025, gan_share=50 / 60)),
            "cityscapes2acdc": dict(steps=240_000, options=_OFFICIAL), "cityscapes2darkzurich": dict(steps=240_000, options=_OFFICIAL)}
+
+def recipe_options(recipe, name):  # of RECIPES, of a row -> its options
+    "What a recipe of the whole method says to one row of the ladder: a row that is a warm-up takes the warm-up's weight."
+    own, known = RECIPES[recipe]["options"], ROWS[name].options
+    if "warm_skd" not in known: own = own | {"skd": own["warm_skd"]}
+    return {k: v for k, v in own.items() if k in known}
