@@ -11,7 +11,7 @@ from kdda.data.batches import Stream
 from kdda.data.world import World
 from kdda.learn.adversarial import LEVELS, Adversarial, discriminator, two_levels
 from kdda.learn.dense_kd import Adapter
-from kdda.learn.fit import Optim, fit, to_device
+from kdda.learn.fit import Optim, fit, fit_stages, to_device
 from kdda.learn.losses import cross_entropy, feature_mse, kd_kl
 from kdda.nets.backbones import build_backbone
 from kdda.nets.heads import AuxHead
@@ -298,6 +298,28 @@ def test_resume_is_bitwise(switches, tmp_path):
     same(whole, resumed)
     last = lambda name: {f.name: f.read_bytes() for f in (tmp_path / name / "checkpoints" / "step_00000007").iterdir()}
     assert last("whole") == last("cut")           # both judges, both optimisers
+
+@pytest.mark.parametrize("options, phase", [(dict(share=0.5), "adapt"), (dict(share=0.5), "target"), (dict(extra=True), "target")], ids=["both domains", "target alone", "extra steps"])
+def test_a_killed_row_resumes_to_the_bit(options, phase, tmp_path):
+    run = Run("dkd_sequential", scale="smoke", steps=8, out=tmp_path, options=options)
+    def stages(kill=False):
+        out = run.row.stages(run, **run.options)
+        for s in out:
+            if kill and s.name == phase:
+                def method(before, build=s.method, kill_at=s.steps - 2):
+                    m = build(before)
+                    m.after_step = lambda t: (_ for _ in ()).throw(Killed) if t == kill_at else None
+                    return m
+                s.method = method
+        return out
+    go = lambda folder, kill=False: fit_stages(stages(kill), folder, seed=5, progress=False, say=lambda s: None, checkpoint_every=1, log_every=1)
+    whole, expected = go(tmp_path / "whole")
+    with pytest.raises(Killed): go(tmp_path / "cut", kill=True)
+    resumed, history = go(tmp_path / "cut")
+    assert history == expected
+    same(whole, resumed)
+    last = lambda name: {f.relative_to(tmp_path / name): f.read_bytes() for f in sorted((tmp_path / name).glob("*/checkpoints/*/*"))}
+    assert last("whole") == last("cut")           # both judges and optimisers of the last part carry on from the first's
 
 # rows
 

@@ -490,6 +490,8 @@ def table(metrics,                 # list of metrics dicts, any number of seeds
         out.append({"method": name, "seeds": len(scores), "miou": mean, "std": std, "gain": gain, "gain_std": gain_std, "against": against[name], "fair": fair, "fair_std": fair_std})
     return out
 
+_PLAIN = ("of", "loss", "inconsistency")   # options whose value says all
+
 def variant(metrics):  # -> list of strings
     "What sets a run apart from its row's defaults: the row it was applied to, options, other networks."
     p, row = metrics["params"], all_rows().get(metrics["method"])
@@ -497,7 +499,7 @@ def variant(metrics):  # -> list of strings
     scale = SCENARIOS[metrics["scenario"]].at(metrics["scale"]) if metrics["scenario"] in SCENARIOS else None
     usual = {"student": scale.student, "teacher": scale.teacher} if scale else {}
     other = [p[k] for k, v in usual.items() if p.get(k) not in (None, v)]
-    return [str(v) if isinstance(v, str) else f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in own.items()] + other
+    return [str(v) if k in _PLAIN else f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in own.items()] + other
 
 def label(metrics):
     "Row name in tables: the method, with what sets the run apart in brackets."
