@@ -54,6 +54,16 @@ def test_ema_ramp():
         return teacher.weight.item()
     assert [a(t) for t in (0, 1, 9, 999, 5000)] == pytest.approx([0, 0.5, 0.9, 0.999, 0.999])
 
+def test_the_teacher_is_the_first_student_for_one_step_and_then_ramps():
+    for m in (WarmUp(net()), DiGA(net(), *centroids())):
+        student, teacher = (m.nets[n].head.classifier.weight for n in ("student", "teacher"))
+        first = teacher.detach().clone()
+        with torch.no_grad(): student.add_(1)
+        m.after_step(0)
+        assert torch.allclose(teacher, first + 1 / 2, atol=1e-6)       # one update has passed: the copy it began as
+        m.after_step(1)
+        assert torch.allclose(teacher, first + 2 / 3, atol=1e-6)
+
 def numpy_skd(s1, s2, t1, t2, s):
     def softmax(x): e = np.exp(x - x.max(1, keepdims=True)); return e / e.sum(1, keepdims=True)
     total = 0
@@ -93,6 +103,13 @@ def test_step_gradient_is_ce_on_the_first_view_plus_weighted_skd(game, city):
     assert torch.allclose(m.student.head.classifier.weight.grad, twin.student.head.classifier.weight.grad, atol=1e-6)
     assert all(p.grad is None for p in m.nets["teacher"].parameters()) and set(terms) == {"ce_source", "skd"}
 
+def test_void_pixels_are_distilled_unless_masked(game, city, monkeypatch):
+    b, seen = batch(game, city), []
+    b.source.label[:, :3] = IGNORE
+    monkeypatch.setattr(diga, "symmetric_kd", lambda *args: (seen.append(args[3]), symmetric_kd(*args))[1])
+    for masked in (False, True): WarmUp(net(), mask_void=masked).train().step(b, lambda loss, name: None)
+    assert seen[0] is None and torch.equal(seen[1], b.source.label != IGNORE) and not seen[1][:, :3].any()
+
 def test_ce_denominators_differ_by_the_share_of_labelled_pixels(game):
     y = labels(game).clone(); y[:, :8] = IGNORE
     logits = torch.randn(2, C, *SIZE, generator=rng())
@@ -111,6 +128,15 @@ def test_bn_leak_is_off_unless_asked_for(game, city):
     assert any(not torch.equal(x, y) for x, y in zip(off.student.buffers(), on.student.buffers()))
     b = batch(game, city); b.target = Sealed()
     with pytest.raises(AssertionError): on.step(b, lambda loss, name: None)
+
+@pytest.mark.parametrize("options", [dict(), dict(skd=0.0)])
+def test_source_passes_write_statistics_only_where_asked(options, game, city):
+    for writes in (True, False):
+        m = WarmUp(net(), bn_source=writes, **options).train()
+        running = lambda: [v.clone() for k, v in m.student.named_buffers() if "running" in k]
+        before = running()
+        m.step(batch(game, city), lambda loss, name: None)
+        assert all(map(torch.equal, running(), before)) != writes
 
 @pytest.mark.parametrize("row", ["diga_photo_ce", "diga_one_way", "diga_skd", "diga_dg"])
 def test_source_only_rows_open_no_target_file(row, tmp_path, monkeypatch):
@@ -324,6 +350,14 @@ def test_mixed_batch_is_source_on_the_mask_and_consensus_elsewhere(game, city, m
     pixels = mask[:, None].expand_as(x)
     assert torch.equal(x[pixels], b.source.image[pixels]) and not torch.equal(x[~pixels], b.target.image[~pixels])
     assert set(terms) == {"ce_source", "skd", "ce_mixed", "labelled", "drift"} and len(seen["x"]) == 2     # views jointly, the mix by itself
+
+def test_each_domain_has_a_view_of_its_own_strength(game, city, monkeypatch):
+    seen = []
+    monkeypatch.setattr(diga, "domain_random", lambda x, g, beta, **view: (seen.append((x, beta, view)), domain_random(x, g, beta, **view))[1])
+    m = DiGA(net(), *centroids(), beta=0.35, target_beta=0.25, view=dict(p_gray=0.1)).train()
+    b = batch(game, city, target_label=torch.zeros(2, *SIZE, dtype=torch.uint8))
+    m.step(b, lambda loss, name: None)
+    assert [(x is b.source.image, x is b.target.image, beta, view) for x, beta, view in seen] == [(True, False, 0.35, dict(p_gray=0.1)), (False, True, 0.25, dict(p_gray=0.1))]
 
 def test_target_moves_the_centroids_before_the_source(game, city, monkeypatch):
     order = []
