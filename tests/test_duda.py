@@ -88,6 +88,14 @@ def test_mic_for_the_small_branch_alone():
     pair.train().step(batch(), lambda loss, name: (loss.backward(), names.append(name)))
     assert names == ["large_source", "large_mixed", "small_source", "small_mixed", "small_masked"]
 
+def test_each_branch_weighs_the_masked_view_its_own_way():
+    pair, b = PreAdaptation(net(SMALL), net(), mic={"large": 0.5, "small": 2.0}, mask_block=8), batch()
+    weight = torch.rand(2, *SIZE)
+    views = pair.views(b, torch.zeros(2, *SIZE, dtype=torch.uint8), weight)
+    for branch, factor in (("large", 0.5), ("small", 2.0)):
+        wanted = pair.wanted(branch, views)
+        assert torch.equal(wanted[-1].weight, factor * weight) and wanted[-1].image is views[-1].image and wanted[:-1] == views[:-1]
+
 def test_plain_target_view_shows_target_images_with_the_teachers_labels():
     pair = PreAdaptation(net(SMALL), net(), target_view="plain", photo=dict(p_jitter=0, p_blur=0)).train()
     b = batch()
@@ -220,10 +228,11 @@ def test_identical_teachers_are_one_teacher():
     with pytest.raises(ValueError, match="fusion"): fuse([z], "median")
 
 def test_fusion_equals_numpy():
-    zs = [torch.randn(1, 5, 3, 3, generator=torch.Generator().manual_seed(s)) * 3 for s in range(3)]
+    zs = [torch.randn(1, 5, 3, 3, generator=torch.Generator().manual_seed(s)) * k for s, k in enumerate((1, 3, 10))]   # from one that is never sure to one that always is
     ps = [np.exp(z.numpy()) / np.exp(z.numpy()).sum(1, keepdims=True) for z in zs]
     np.testing.assert_allclose(fuse(zs).numpy(), sum(ps) / 3, atol=1e-6)
     q = [(p.max(1) >= 0.7).mean() + 1e-6 for p in ps]
+    assert q[0] < q[1] < q[2]
     np.testing.assert_allclose(fuse(zs, "confidence", 0.7).numpy(), sum(a * p for a, p in zip(q, ps)) / sum(q), atol=1e-5)
 
 def test_a_certain_teacher_gives_finite_losses_and_gradients():
@@ -267,6 +276,25 @@ def test_the_class_weights_reach_exactly_the_target_terms():
     assert two["kd"] == pytest.approx(2 * one["kd"], rel=1e-5) and two["ce_source"] == one["ce_source"]
     none = losses(torch.zeros(19))     # what is left of the mixed term are the pasted source pixels
     assert none["kd"] == 0 and 0 < none["ce_mixed"] < one["ce_mixed"] and two["ce_mixed"] - one["ce_mixed"] == pytest.approx(one["ce_mixed"] - none["ce_mixed"], rel=1e-4)
+
+def test_the_mixed_term_trusts_labels_as_far_as_teachers_are_sure(monkeypatch):
+    "The weight handed to the mix: share of sure pixels, times class weight, none in the margins."
+    seen, mixed = [], duda.dacs_mix
+    monkeypatch.setattr(duda, "dacs_mix", lambda *args, **more: (seen.append(args[3:5]), mixed(*args, **more))[1])
+    tune = FineTuning(net(SMALL), [net(seed=8)], inconsistency="none", margins=(2, 5)).train()
+    tune.class_weight.copy_(torch.linspace(0.5, 1.5, 19))
+    tune.threshold = most_likely(tune.nets["teacher0"](batch().target.image))[0].median()
+    q = tune.step(batch(), lambda loss, name: None)["q"]
+    (hard, weight), = seen
+    inside = torch.ones(SIZE); inside[:2] = 0; inside[-5:] = 0
+    assert 0 < q < 1 and torch.allclose(weight, q * inside * tune.class_weight[hard.long()])
+
+def test_a_glance_leaves_no_trace():
+    student, x = net("resnet10_nano+segformer:16").train(), batch().target.image
+    before = {k: v.clone() for k, v in student.state_dict().items() if "num_batches" not in k}
+    a, b = duda.glance(student, x), duda.glance(student, x)
+    assert torch.equal(a, b) and all(torch.equal(v, student.state_dict()[k]) for k, v in before.items())   # no dropout, no statistics
+    assert all(m.training for m in student.modules())
 
 @pytest.mark.parametrize("bad,match", [(dict(inconsistency="dice"), "dice"), (dict(balance="image"), "balance"), (dict(compare="never"), "compare"), (dict(target_loss="mse"), "target_loss"), (dict(scales=(1, 2)), "2 scales")])
 def test_unknown_choices_are_refused(bad, match):
