@@ -245,6 +245,7 @@ def test_keep_mimic_pulls_at_the_front_and_leaves_the_teacher_alone():
         f.step(SimpleNamespace(target=raw, generator=torch.Generator().manual_seed(0)), lambda loss, name: loss.backward())
         return f.parts[0].stages[0][0][0].weight.grad
     a, b, c = (front_gradient(w) for w in (1e-9, 1.0, 2.0))
+    assert (b - a).abs().max() > 1e-3
     torch.testing.assert_close(c - a, 2 * (b - a), rtol=1e-2, atol=1e-5)     # the weight of the term is the weight of its gradient
 
 def test_joint_imitates_the_pool_and_names_the_labelled():
@@ -413,6 +414,14 @@ def test_every_row_runs_and_spends_its_steps(method, options, out):
     needs = [(n["method"], n["student"]) for n in m["needs"]]
     large = run.scale.teacher
     assert needs == {"fewshot": [], "ftt": [("source_only", run.student_name)], "fewshot_kd": [("ftt", large)]}.get(method, [("source_only", large)])
+
+@pytest.mark.parametrize("method,options,front,steps", [("fewshot", {}, 1.0, [20]), ("fewshot", {"share": 0.25}, 1.0, [15]), ("ftt", {}, 0.5, [2, 18]), ("ftt", {"front_lr": 0.1, "hold": 0.5}, 0.1, [10, 10]),
+                                                        ("sd", {"hold": 0.3}, 0.5, [10, 3, 7]), ("esd", {"share": 0.25, "hold": 0.0, "front_lr": 1.0}, 1.0, [5, 15])])
+def test_stages_and_how_fast_the_front_learns_once_it_is_free(method, options, front, steps):
+    run = task(method, steps=20, options=options)
+    stages = run.row.stages(run, **run.options)
+    main, slow = (stages[-1].options["optim"][k] for k in ("main", "front"))
+    assert [s.steps for s in stages] == steps and slow.lr == pytest.approx(front * main.lr) and main.lr == run.scale.optim.lr
 
 def test_the_large_network_is_a_row_by_its_name(out):
     run, m = go("ftt", out, student="resnet10_slim+lraspp:64")
