@@ -444,6 +444,26 @@ def test_gan_generator_and_judges_do_not_train_each_other(game, city):
     assert set(terms) == {"gan", "cycle", "edge", "perceptual", "identity", "judge"}
     assert set(TranslatorGAN(width=4, blocks=1, scales=1).step(batch(game, city), lambda loss, name: None)) == set(terms) - {"perceptual"}
 
+def test_gan_terms_equal_their_definition(game, city):
+    torch.manual_seed(0)
+    m = TranslatorGAN(width=4, blocks=1, scales=2, cycle=7.0, edge=11.0, perception=0.3, identity=0.5, gan=0.9, features="random").train()
+    b, l1 = batch(game, city), F.l1_loss
+    s, t = (2 * diga.to_rgb(x.image) - 1 for x in (b.source, b.target))
+    enc_s, enc_t, dec_s, dec_t, judge_s, judge_t = (m.nets[k] for k in ("encoder_source", "encoder_target", "decoder_source", "decoder_target", "judge_source", "judge_target"))
+    def squares(scores, real): return torch.stack([(x - real).square().mean() for x in scores]).mean()
+    with torch.no_grad():
+        fake_t, fake_s, edges = dec_t(enc_s(s)), dec_s(enc_t(t)), boundary_mask(b.source.label)
+        seen = lambda a, b: sum(w * l1(x, y) for w, x, y in zip((1/32, 1/16, 1/8, 1/4, 1), m.nets["features"](a), m.nets["features"](b)))
+        want = {"gan": 0.9 * (squares(judge_t(fake_t), 1) + squares(judge_s(fake_s), 1)), "cycle": 7 * (l1(dec_s(enc_t(fake_t)), s) + l1(dec_t(enc_s(fake_s)), t)),
+                "identity": 0.5 * (l1(dec_s(enc_s(s)), s) + l1(dec_t(enc_t(t)), t)), "edge": 11 * l1(fake_t * edges, s * edges),
+                "perceptual": 0.3 * (seen(fake_t, s) + seen(fake_s, t)),
+                "judge": sum((squares(j(real), 1) + squares(j(fake), 0)) / 2 for j, real, fake in ((judge_s, s, fake_s), (judge_t, t, fake_t)))}
+        told = diga.to_rgb(m.translator(b.source.image))
+    got = m.step(b, lambda loss, name: None)
+    assert set(got) == set(want)
+    for k in want: assert got[k].item() == pytest.approx(want[k].item(), rel=1e-4), k
+    assert torch.allclose(2 * told - 1, fake_t, atol=1e-5)         # what a warm-up gets: source in, target's look out
+
 def test_gan_shapes_masks_and_files(tmp_path, game):
     t = TranslatorGAN(width=4, blocks=1).translator
     x = images(game)
@@ -490,6 +510,20 @@ def test_every_row_runs(row, options, tmp_path):
     if row in ("diga", "diga_consensus"):
         assert m["needs"][0]["method"] == "diga_skd_crdomix" and m["steps"] + m["needs"][0]["steps"] == 6      # the warm-up is named, and paid for
         for r in ((1, 2) if row == "diga" else (1,)): assert len(list((folder / f"round_{r}" / "pseudo_labels").glob("*.png"))) == 8
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_rounds_share_the_budget_and_begin_from_the_same_centroids(recompute, tmp_path, monkeypatch):
+    made, stored = [], []
+    monkeypatch.setattr(diga, "DiGA", lambda net, c, count, **o: (made.append((c.clone(), o)), DiGA(net, c, count, **o))[1])
+    monkeypatch.setattr(diga, "write_pseudo_labels", lambda *args: (stored.append(args[4:6]), write_pseudo_labels(*args))[1])
+    run = Run("diga", scale="smoke", out=tmp_path, steps=60, options=dict(warm_share=0.4, recompute_centroids=recompute))
+    m = execute(run, progress=False)
+    (first, one), (second, two) = made
+    assert [s.steps for s in run.row.stages(run, **run.options)] == [18, 18] and m["needs"][0]["steps"] == 24
+    assert one["momentum"] == two["momentum"] == pytest.approx(1e-4 * 80_000 * 2 / 36)
+    assert torch.equal(first, second) != recompute      # the released second round reads the warm-up's file again
+    execute(Run("diga_threshold", scale="smoke", out=tmp_path, steps=60, options=dict(warm_share=0.4, select="balanced", threshold=0.7)), progress=False)
+    assert stored == [("all", 0.9)] * 2 + [("balanced", 0.7)]
 
 def test_unknown_translator_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no translator of diga called 'gann'; did you mean 'gan'"): execute(Run("diga", scale="smoke", out=tmp_path, options=dict(translator="gann")), progress=False)
