@@ -241,3 +241,9 @@ def test_the_target_has_no_labels_and_paper_scale_is_the_published_recipe():
     stage, = run.row.stages(run)
     assert stage.options["optim"]["main"] == Optim("sgd", lr=2.5e-4, weight_decay=5e-4, power=0.9)
     assert stage.options["optim"]["judge"] == Optim(lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, power=0.9)
+    assert stage.method(None).weights == {"main": 1e-3, "aux": 2e-4}
+
+def test_strength_is_a_factor_on_both_levels():
+    run = Run("adversarial", scale="smoke", options=dict(strength=2.0))
+    once, twice = (r.row.stages(r, **r.options)[0].method(None).weights for r in (Run("adversarial", scale="smoke"), run))
+    assert set(once) == {"main", "aux"} and twice == {level: 2 * w for level, w in once.items()}
