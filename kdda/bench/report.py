@@ -65,13 +65,13 @@ CLAIMS = (
         ("imitating a general front part beats training from scratch", "abstract", "sd", "fewshot"),
         ("images of a proximity domain add to it", "abstract", "esd", "sd"),
         ("images of an unrelated domain add less", "inferred", "esd", "esd_unrelated"))),
-    *(Claim("Spirit", f"where the front learns as fast as the rest, {words}", "abstract", better, than, ("fewshot_city",)) for few, free in ((" (budget=16)", " (budget=16, hold=0, front_lr=1)"), ("", " (share=0.25, hold=0, front_lr=1)")) for words, better, than in (
+    *(Claim("Spirit", f"{words}, where the front learns as fast as the rest (our setting)", "abstract", better, than, ("fewshot_city",)) for few, free in ((" (budget=16)", " (budget=16, hold=0, front_lr=1)"), ("", " (share=0.25, hold=0, front_lr=1)")) for words, better, than in (
         ("imitation beats training from scratch", f"sd{free}", f"fewshot{few}"),
         ("so does imitation with proximity images", f"esd{free}", f"fewshot{few}"),
         ("and these add to it", f"esd{free}", f"sd{free}"))),
     Claim("Spirit", "with as many steps on labels, imitation before them beats training from scratch", "inferred", "sd", "fewshot (share=0.5)", ("fewshot_city",)),
     Claim("Spirit", "with 256 labels, too", "inferred", "sd (budget=256)", "fewshot (budget=256, share=0.5)", ("fewshot_city",)),
-    *(Claim("Spirit", where + words, "abstract", f"esd ({row})", than, ("fewshot_city",), measure=measure) for where, row in (("", "budget=16"), ("where the front learns as fast as the rest, ", "budget=16, hold=0, front_lr=1")) for words, than, measure in (
+    *(Claim("Spirit", words + where, "abstract", f"esd ({row})", than, ("fewshot_city",), measure=measure) for where, row in (("", "budget=16"), (", where the front learns as fast as the rest (our setting)", "budget=16, hold=0, front_lr=1")) for words, than, measure in (
         ("fewer frames are bad", "fewshot (budget=16)", "frames"),
         ("frames differ less in quality", "fewshot (budget=16)", "spread"),
         ("and least with proximity images", f"sd ({row})", "spread"))))
