@@ -143,7 +143,7 @@ def test_the_fair_baseline_has_the_same_options():
     few = {"params": {"options": {"budget": 16}}}
     rows = {r["method"]: r for r in table([fake("sd", 0, 0.40), fake("sd", 0, 0.30, **few), fake("esd", 0, 0.33, **few), fake("esd", 0, 0.43, params={"options": {"mix": "balanced"}})], baseline="sd")}
     assert rows["esd (budget=16)"]["against"] == "sd (budget=16)" and rows["esd (budget=16)"]["fair"] == pytest.approx(3)
-    assert rows["esd (balanced)"]["against"] == "sd" and rows["esd (balanced)"]["fair"] == pytest.approx(3)   # an option that sd has not
+    assert rows["esd (mix=balanced)"]["against"] == "sd" and rows["esd (mix=balanced)"]["fair"] == pytest.approx(3)   # an option that sd has not
 
 def test_the_fair_baseline_is_of_the_same_network():
     small = {"scenario": "game2city"}
