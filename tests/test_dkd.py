@@ -319,7 +319,7 @@ def test_a_killed_row_resumes_to_the_bit(options, phase, tmp_path):
     assert history == expected
     same(whole, resumed)
     last = lambda name: {f.relative_to(tmp_path / name): f.read_bytes() for f in sorted((tmp_path / name).glob("*/checkpoints/*/*"))}
-    assert last("whole") == last("cut")           # both judges and optimisers of the last part carry on from the first's
+    assert last("whole") == last("cut")           # both judges, every optimiser
 
 # rows
 
