@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from killing import dying, resumes_to_the_bit
 from kdda.bench.runs import Run, execute
 from kdda.data.batches import Stream
 from kdda.data.world import World
@@ -29,10 +30,6 @@ def method(seed=0, **switches):
 def streams(): return {"source": Stream(GAME, 2), "target": Stream(CITY, 2, role="target", labelled=False)}
 def batch(seed=0): return SimpleNamespace(step=0, generator=torch.Generator().manual_seed(seed), **{k: to_device(next(s), "cpu") for k, s in streams().items()})
 def train(m, steps=3, **more): return fit(m, streams(), steps, progress=False, say=lambda s: None, **{"optim": {"main": Optim(lr=3e-3)}, **more})
-def same(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    assert a.keys() == b.keys()
-    for k in a: assert torch.equal(a[k], b[k]), k
 
 # losses and maps
 
@@ -198,21 +195,13 @@ def test_networks_of_an_earlier_stage_are_taken_over():
     second = Adversarial(first.student, aux=first.nets["aux"], judges=first.judges, bn_source=False)
     assert all(second.nets[k] is first.nets[k] for k in first.nets)
 
-class Killed(Exception): pass
-
 @pytest.mark.parametrize("switches", [{}, dict(shows="entropy", gan="ls")])
 def test_resume_is_bitwise(switches, tmp_path):
     make = lambda: method(weights=(0.1, 0.02), photo=dict(jitter=0.3), **switches)
-    go = lambda m, folder: train(m, 7, folder=folder, checkpoint_every=2, log_every=1, optim={"main": Optim(lr=3e-3, warmup=2), "judge": Optim(lr=1e-3, betas=(0.9, 0.99))})
-    whole, cut = make(), make()
-    expected = go(whole, tmp_path / "whole")
-    cut.after_step = lambda t: (_ for _ in ()).throw(Killed) if t == 4 else None
-    with pytest.raises(Killed): go(cut, tmp_path / "cut")
-    resumed = make()
-    assert go(resumed, tmp_path / "cut") == expected
-    same(whole, resumed)
-    last = lambda name: {f.name: f.read_bytes() for f in (tmp_path / name / "checkpoints" / "step_00000007").iterdir()}
-    assert last("whole") == last("cut")           # judges and both optimisers among them
+    def go(folder, kill):
+        m = dying(make(), 4) if kill else make()
+        return m, train(m, 7, folder=folder, checkpoint_every=2, log_every=1, optim={"main": Optim(lr=3e-3, warmup=2), "judge": Optim(lr=1e-3, betas=(0.9, 0.99))})
+    resumes_to_the_bit(go, tmp_path)              # judges and both optimisers too
 
 # rows
 

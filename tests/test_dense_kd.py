@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from killing import dying, resumes_to_the_bit
 from kdda.bench.runs import Run, execute
 from kdda.data.batches import Stream
 from kdda.data.world import World
@@ -226,21 +227,15 @@ def test_an_adapter_is_there_only_where_it_is_needed():
     assert Adapter(16, 24)(f, torch.empty(2, 24, 8, 16)).shape == (2, 24, 8, 16)
     assert Adapter(16, 16)(f, f) is f and not list(Adapter(16, 16).parameters())
 
-class Killed(Exception): pass
-
 @pytest.mark.parametrize("loss", ["fitnets", "cirkd"])
 def test_resume_is_bitwise(loss, tmp_path):
     def make():
         torch.manual_seed(0)
         return DenseKD(net(), net(TEACHER, 1), loss, zoom=(.75, 2.))
-    go = lambda m, folder: train(m, 6, folder=folder, checkpoint_every=2, log_every=1, optim={"main": Optim(lr=3e-3)})
-    expected = go(make(), tmp_path / "whole")
-    cut = make()
-    cut.after_step = lambda t: (_ for _ in ()).throw(Killed) if t == 4 else None
-    with pytest.raises(Killed): go(cut, tmp_path / "cut")
-    assert go(make(), tmp_path / "cut") == expected
-    last = lambda name: {f.name: f.read_bytes() for f in (tmp_path / name / "checkpoints" / "step_00000006").iterdir()}
-    assert last("whole") == last("cut")
+    def go(folder, kill):
+        m = dying(make(), 4) if kill else make()
+        return m, train(m, 6, folder=folder, checkpoint_every=2, log_every=1, optim={"main": Optim(lr=3e-3)})
+    resumes_to_the_bit(go, tmp_path)
 
 def test_every_loss_is_a_row(tmp_path):
     for loss in DENSE:

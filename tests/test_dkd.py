@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from killing import dying, dying_in, resumes_to_the_bit, same
 from kdda.bench.runs import Run, execute
 from kdda.data.batches import Stream
 from kdda.data.world import World
@@ -47,10 +48,6 @@ def method(paradigm="both", student=None, seed=3, **switches):
 def streams(flip=False): return {"source": Stream(GAME, 2, flip=flip), "target": Stream(CITY, 2, role="target", labelled=False, flip=flip)}
 def batch(seed=0): return SimpleNamespace(step=0, generator=torch.Generator().manual_seed(seed), **{k: to_device(next(s), "cpu") for k, s in streams().items()})
 def train(m, steps=3, **more): return fit(m, streams(), steps, progress=False, say=lambda s: None, **{"optim": {"main": Optim(lr=3e-3)}, **more})
-def same(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    assert a.keys() == b.keys()
-    for k in a: assert torch.equal(a[k], b[k]), k
 
 # the losses
 
@@ -283,43 +280,21 @@ def test_training_does_not_depend_on_what_is_remembered(remember):
 
 # killed runs
 
-class Killed(Exception): pass
-
 @pytest.mark.parametrize("switches", [dict(), dict(paradigm="target", mse_on="feature", threshold=0.3), RELEASED], ids=["both", "target, features", "released"])
 def test_resume_is_bitwise(switches, tmp_path):
     make = lambda: method(photo=dict(jitter=0.3), weights=(0.1, 0.02), **switches)
-    go = lambda m, folder: train(m, 7, folder=folder, checkpoint_every=2, log_every=1, optim={"main": Optim(lr=3e-3, warmup=2), "judge": Optim(lr=1e-3, betas=(0.9, 0.99))})
-    whole, cut = make(), make()
-    expected = go(whole, tmp_path / "whole")
-    cut.after_step = lambda t: (_ for _ in ()).throw(Killed) if t == 4 else None
-    with pytest.raises(Killed): go(cut, tmp_path / "cut")
-    resumed = make()
-    assert go(resumed, tmp_path / "cut") == expected
-    same(whole, resumed)
-    last = lambda name: {f.name: f.read_bytes() for f in (tmp_path / name / "checkpoints" / "step_00000007").iterdir()}
-    assert last("whole") == last("cut")           # both judges, both optimisers
+    def go(folder, kill):
+        m = dying(make(), 4) if kill else make()
+        return m, train(m, 7, folder=folder, checkpoint_every=2, log_every=1, optim={"main": Optim(lr=3e-3, warmup=2), "judge": Optim(lr=1e-3, betas=(0.9, 0.99))})
+    resumes_to_the_bit(go, tmp_path)              # both judges, both optimisers too
 
 @pytest.mark.parametrize("options, phase", [(dict(share=0.5), "adapt"), (dict(share=0.5), "target"), (dict(extra=True), "target")], ids=["both domains", "target alone", "extra steps"])
 def test_a_killed_row_resumes_to_the_bit(options, phase, tmp_path):
     run = Run("dkd_sequential", scale="smoke", steps=8, out=tmp_path, options=options)
-    def stages(kill=False):
-        out = run.row.stages(run, **run.options)
-        for s in out:
-            if kill and s.name == phase:
-                def method(before, build=s.method, kill_at=s.steps - 2):
-                    m = build(before)
-                    m.after_step = lambda t: (_ for _ in ()).throw(Killed) if t == kill_at else None
-                    return m
-                s.method = method
-        return out
-    go = lambda folder, kill=False: fit_stages(stages(kill), folder, seed=5, progress=False, say=lambda s: None, checkpoint_every=1, log_every=1)
-    whole, expected = go(tmp_path / "whole")
-    with pytest.raises(Killed): go(tmp_path / "cut", kill=True)
-    resumed, history = go(tmp_path / "cut")
-    assert history == expected
-    same(whole, resumed)
-    last = lambda name: {f.relative_to(tmp_path / name): f.read_bytes() for f in sorted((tmp_path / name).glob("*/checkpoints/*/*"))}
-    assert last("whole") == last("cut")           # both judges, every optimiser
+    def go(folder, kill):
+        stages = run.row.stages(run, **run.options)
+        return fit_stages(dying_in(stages, phase) if kill else stages, folder, seed=5, progress=False, say=lambda s: None, checkpoint_every=1, log_every=1)
+    resumes_to_the_bit(go, tmp_path)              # both judges, every optimiser too
 
 # rows
 

@@ -3,6 +3,7 @@ import copy, dataclasses, math
 import numpy as np
 import pytest
 import torch
+from killing import dying, resumes_to_the_bit, same
 from kdda.bench.runs import Run, evaluate, execute
 from kdda.data.batches import Stream
 from kdda.data.labels import LabelSpace
@@ -29,10 +30,6 @@ def batch(seed=0):
 
 def train(method, steps=3, **more): return fit(method, streams(), steps, progress=False, say=lambda s: None, **more)
 
-def same(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    assert a.keys() == b.keys()
-    for k in a: assert torch.equal(a[k], b[k]), k
 
 @pytest.mark.parametrize("last", [False, True])
 def test_the_most_likely_class_is_the_maximum_of_the_softmax(last):
@@ -324,23 +321,15 @@ def test_a_network_at_twice_the_resolution_sees_twice_the_pixels():
 
 # 8: kill and resume
 
-class Killed(Exception): pass
-
 @pytest.mark.parametrize("stage", ["warm", "pre", "fine"])
 def test_resume_is_bitwise(stage, tmp_path):
     make = {"warm": lambda: TwoStudents(net(SMALL), net()), "pre": lambda: PreAdaptation(net(SMALL, 1), net(), mic={"large": 1.0, "small": 1.0}, mask_block=8),
             "fine": lambda: FineTuning(net(SMALL), [net(seed=3), net("resnet10_nano+segformer:16")], inconsistency="jsd", every=2, decay=0.8)}[stage]
     optim = {"main": Optim(lr=3e-3, warmup=2), "large": Optim(lr=1e-3)}
-    go = lambda method, folder: train(method, 7, folder=folder, checkpoint_every=2, log_every=1, optim=optim)
-    whole, cut = make(), make()
-    expected = go(whole, tmp_path / "whole")
-    cut.after_step = lambda t: (_ for _ in ()).throw(Killed) if t == 4 else type(cut).after_step(cut, t)
-    with pytest.raises(Killed): go(cut, tmp_path / "cut")
-    resumed = make()
-    assert go(resumed, tmp_path / "cut") == expected
-    same(whole, resumed)
-    last = lambda name: {f.name: f.read_bytes() for f in (tmp_path / name / "checkpoints" / "step_00000007").iterdir()}
-    assert last("whole") == last("cut")           # both optimisers and the statistics among them
+    def go(folder, kill):
+        m = dying(make(), 4) if kill else make()
+        return m, train(m, 7, folder=folder, checkpoint_every=2, log_every=1, optim=optim)
+    resumes_to_the_bit(go, tmp_path)              # both optimisers and the statistics too
 
 # rows
 

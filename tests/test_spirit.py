@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from killing import dying_in, resumes_to_the_bit
 from kdda.bench.runs import Run, execute
 from kdda.bench.scenarios import SCENARIOS
 from kdda.data.batches import Stream, Uniform
@@ -367,34 +368,17 @@ def test_the_precision_table_pairs_by_seed():
 
 # kill and resume, over the phases
 
-class Killed(Exception): pass
-
 @pytest.mark.parametrize("phase", ["imitate", "rest", "all", "joint"])
 def test_resume_is_bitwise_over_phases(phase, tmp_path):
     options = {"budget": 4, "r": 1, "share": .4, "joint": 1.0} if phase == "joint" else {"budget": 4, "r": 1, "share": .4, "hold": .3, "keep_mimic": .5}
     large = net(LARGE, 1)
-    def stages(kill=False):
+    def go(folder, kill):
         t = task(options=options, steps=12, student=NANO, teacher=LARGE)
         t.finished = lambda *a, **k: copy.deepcopy(large)
-        out = t.row.stages(t, **t.options)
-        for s in out:
-            s.options.pop("evaluate", None)
-            if kill and s.name == phase:
-                build = s.method
-                def method(before, build=build, kill_at=s.steps - 2):
-                    m = build(before)
-                    m.after_step = lambda t: (_ for _ in ()).throw(Killed) if t == kill_at else None
-                    return m
-                s.method = method
-        return out
-    go = lambda folder, kill=False: fit_stages(stages(kill), folder, seed=5, progress=False, say=lambda s: None, checkpoint_every=1, log_every=1, optim={"main": Optim(lr=3e-3)})
-    whole, expected = go(tmp_path / "whole")
-    with pytest.raises(Killed): go(tmp_path / "cut", kill=True)
-    resumed, history = go(tmp_path / "cut")
-    assert history == expected
-    for (k, a), b in zip(whole.state_dict().items(), resumed.state_dict().values()): assert torch.equal(a, b), k
-    last = lambda name: {f.relative_to(tmp_path / name): f.read_bytes() for f in sorted((tmp_path / name).glob("*/checkpoints/*/*"))}
-    assert last("whole") == last("cut")
+        stages = t.row.stages(t, **t.options)
+        for s in stages: s.options.pop("evaluate", None)
+        return fit_stages(dying_in(stages, phase) if kill else stages, folder, seed=5, progress=False, say=lambda s: None, checkpoint_every=1, log_every=1, optim={"main": Optim(lr=3e-3)})
+    resumes_to_the_bit(go, tmp_path)
 
 # rows
 
