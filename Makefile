@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-override KDDA_DATA := $(if $(KDDA_DATA),$(abspath $(KDDA_DATA)))
+override KDDA_DATA := $(if $(KDDA_DATA),$(abspath $(patsubst ~/%,$(HOME)/%,$(KDDA_DATA))))
 export KDDA_DATA
 export PATH := $(abspath $(BIN)):$(PATH)
 export PYTHONHASHSEED ?= 0

@@ -306,12 +306,13 @@ def main(name, archives, access, steps="", note="", argv=None):
     "The command line of a script: `access` says who may have the data, `steps` what to do by hand (with {root} for the folder)."
     layout = find_layout(name)
     parser = argparse.ArgumentParser(description=f"Get {layout.name}, and look whether a copy of it is whole.")
-    parser.add_argument("--root", type=Path, default=Path("data")/layout.name, help="where it is or shall be (default: %(default)s)")
-    parser.add_argument("--archives", type=Path, help="folder with archives, downloaded by you or by --download (default: ROOT/archives)")
+    parser.add_argument("--root", type=_path, default=Path("data")/layout.name, help="where it is or shall be (default: %(default)s)")
+    parser.add_argument("--archives", type=_path, help="folder with archives, downloaded by you or by --download (default: ROOT/archives)")
     parser.add_argument("--download", action="store_true", help="fetch what may be had without a login")
     parser.add_argument("--workers", type=int, help="threads that look at the files (default: one for each core)")
     args = parser.parse_args(argv)
     if (args.workers or 0) < 0: parser.error(f"--workers {args.workers}: it must be 1 or more; leave it out for one thread each core")
+    if args.archives and not args.archives.is_dir() and not args.download: parser.error(f"--archives: no such folder: {args.archives}; give the one that you put the archives into")
     folder, skipped = args.archives or args.root/"archives", []
     try:
         if args.download: download(archives, folder)
@@ -325,6 +326,9 @@ def main(name, archives, access, steps="", note="", argv=None):
         if skipped: print(f"{args.root/'.unpacked.json'} says that {', '.join(skipped)} was unpacked before: if files were lost since, delete it and run the same command again", end="\n\n")
     print(report)
     sys.exit(not report.ok)
+
+
+def _path(text): return Path(os.path.expanduser(text))     # `--root=~/data`: a shell leaves this `~` alone
 
 
 def how_to(layout, archives, access, steps, note):

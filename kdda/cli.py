@@ -7,7 +7,7 @@ __all__ = ['find_notebook', 'parameters_of', 'checked_parameters', 'bench', 'swe
            'main']
 
 # %% ../nbs/bench/43_command_line.ipynb #ff608af6
-import argparse, os, re, sys
+import argparse, os, re, sys, warnings
 from pathlib import Path
 from statistics import mean, pstdev
 
@@ -24,7 +24,8 @@ def _typed(text, kind):
     "A command-line value as the type that the notebook declares: 'str', 'int', 'float', 'bool', 'list' or 'dict'."
     import yaml
     if kind == "str": return text
-    value = yaml.safe_load(text)
+    try: value = yaml.safe_load(text)
+    except yaml.YAMLError: value = None
     if kind == "float" and type(value) is int: value = float(value)
     if type(value).__name__ != kind: raise TypeError(f"{text!r} is not {kind}")
     return value
@@ -43,7 +44,7 @@ def checked_parameters(notebook, pairs):  # [(name, text), ...] -> {name: value}
             near = difflib.get_close_matches(name, declared, n=1)
             raise ValueError(f"unknown parameter {name!r}" + (f"; did you mean {near[0]!r}?" if near else "") + f" {Path(notebook).stem} has: {', '.join(declared)}")
         try: out[name] = _typed(text, declared[name][0])
-        except TypeError as e: raise TypeError(f"parameter {name}: {e}") from None
+        except TypeError as e: raise TypeError(f"parameter {name}: {e}, such as {declared[name][1]}") from None
     return out
 
 def _slug(text): return re.sub(r"[^\w.]+", "_", str(text)).strip("_")
@@ -52,6 +53,9 @@ def bench(args):
     try: import papermill
     except ImportError: raise ImportError("benchmarks need papermill: pip install 'kdda[bench]'") from None
     notebook = find_notebook(args.notebook)
+    if args.list:
+        for name, (kind, default, about) in parameters_of(notebook).items(): print(f"{name:16}{kind:7}{default:24}{about}")
+        return 0
     parameters = checked_parameters(notebook, args.parameters or [])
     copy = Path(args.output or Path(parameters.get("out", "runs")) / ("-".join([notebook.stem, *(_slug(v) for k, v in parameters.items() if k not in ("out", "data_root"))]) + ".ipynb"))
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -67,10 +71,13 @@ def bench(args):
 # %% ../nbs/bench/43_command_line.ipynb #a442ff50
 def _pairs(pairs):
     import yaml
-    return {name: yaml.safe_load(text) for name, text in pairs or []}
+    def value(name, text):
+        try: return yaml.safe_load(text)
+        except yaml.YAMLError: raise ValueError(f"parameter {name}: {text!r} is not YAML: a bracket or a quotation mark is open") from None
+    return {name: value(name, text) for name, text in pairs or []}
 
 def sweep(args):
-    import signal
+    import inspect, signal
     from kdda.bench.sweep import ENGINES, grid, read_sweep, show_sweep, sweep
     jobs = read_sweep(args.file, **_pairs(args.parameters))
     if args.dry_run:
@@ -78,7 +85,7 @@ def sweep(args):
         return 0
     own = {"jobs": args.jobs, **_pairs(args.engine_parameters)}
     try: engine = ENGINES[args.engine](**({"jobs": 1, "nproc": max(j.run.nproc for j in jobs)} if args.engine == "local" else {}) | {k: v for k, v in own.items() if v is not None})
-    except TypeError as e: raise TypeError(f"engine {args.engine}: {str(e).split(') ')[-1]}") from None
+    except TypeError as e: raise TypeError(f"engine {args.engine}: {str(e).split(') ')[-1]}; it takes {', '.join(inspect.signature(ENGINES[args.engine]).parameters)}") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)   # ends the runs as an interrupt does
     try: failed = sweep(jobs, engine)
     except KeyboardInterrupt:
@@ -92,7 +99,10 @@ def plan(args):
     from kdda.bench.sweep import plan, plan_sweep, read_sweep, show_plan
     changes = _pairs(args.parameters)
     if args.what.endswith((".yaml", ".yml")): plan_sweep(read_sweep(args.what, **changes))
-    else: print(show_plan(plan({"method": args.what, **changes}), changes.get("out", "runs")))
+    else:
+        found = plan({"method": args.what, **changes})
+        print(show_plan(found, changes.get("out", "runs")))
+        return 1 if "why" in found else 0
     return 0
 
 # %% ../nbs/bench/43_command_line.ipynb #6c9428b7
@@ -128,7 +138,8 @@ def runs(args):
     from kdda.bench.runs import compare_results, export_results, ledger
     if args.compare: return compare(compare_results(args.out, args.compare), args)
     rows = ledger(args.out)
-    for r in rows: print(f"{r['state']:11}{r['scale']:8}{r['scenario']:17}{r['method']:14}seed {r['seed']}  {'' if r['miou'] is None else format(100 * r['miou'], '5.1f')}  {r['folder']}")
+    wide = lambda key: 2 + max(len(str(r[key])) for r in rows)
+    for r in rows: print(f"{r['state']:12}{r['scale']:8}{r['scenario']:{wide('scenario')}}{r['label']:{wide('label')}}seed {r['seed']}  {'' if r['miou'] is None else format(100 * r['miou'], '.1f'):>5}  {r['folder']}")
     if not rows: print(f"no runs below {args.out}")
     if args.export:
         for f in export_results(args.out, args.export): print(f"exported   {f}")
@@ -140,7 +151,8 @@ def parser():
     sub = p.add_subparsers(required=True, metavar="command")
     b = sub.add_parser("bench", allow_abbrev=False, help="run a benchmark notebook through papermill")
     b.add_argument("notebook", help="name of a notebook in nbs/benchmarks, or a path")
-    b.add_argument("-p", "--parameter", dest="parameters", nargs=2, action="append", metavar=("NAME", "VALUE"))
+    b.add_argument("-p", "--parameter", dest="parameters", nargs=2, action="append", metavar=("NAME", "VALUE"), help="in the place of the notebook's; may be given again")
+    b.add_argument("--list", action="store_true", help="say which parameters the notebook takes")
     b.add_argument("-o", "--output", help="executed copy; default: below the out folder")
     b.set_defaults(do=bench)
     pairs = dict(nargs=2, action="append", metavar=("NAME", "VALUE"))
@@ -157,20 +169,21 @@ def parser():
     n.add_argument("-p", "--parameter", dest="parameters", **pairs, help="as for a run: scenario, scale, student, steps, data_root, ...")
     n.set_defaults(do=plan)
     c = sub.add_parser("check", allow_abbrev=False, help="examine a dataset on disk; exit code 1 if something is wrong")
-    c.add_argument("dataset"); c.add_argument("root")
+    c.add_argument("dataset", help="its layout: cityscapes, gta5, camvid, ..."); c.add_argument("root", help="its folder")
     c.add_argument("--fix-list", metavar="FILE", help="write the images without a problem to FILE, one a line")
     c.add_argument("--picture", metavar="FILE", help="draw the class histogram")
     c.add_argument("--split", action="append", help="look at this split only (may be given again)")
     c.add_argument("--workers", type=int, help="threads; default: one for each core")
     c.set_defaults(do=check)
     r = sub.add_parser("runs", allow_abbrev=False, help="list runs")
-    r.add_argument("--out", default="runs"); r.add_argument("--export", metavar="FOLDER", help="copy metrics of finished default runs to FOLDER")
+    r.add_argument("--out", default="runs", help="where they are; default: runs"); r.add_argument("--export", metavar="FOLDER", help="copy metrics of finished default runs to FOLDER")
     r.add_argument("--compare", metavar="FOLDER", help="print finished default runs beside those in FOLDER, such as results")
     r.set_defaults(do=runs)
     return p
 
 def main(argv=None):  # -> exit code
     args = parser().parse_args(argv)
+    warnings.formatwarning = lambda message, *args, **kwargs: f"kdda: {message}\n"
     try: return args.do(args)
     except Exception as e:
         if os.environ.get("KDDA_DEBUG"): raise

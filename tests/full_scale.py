@@ -27,7 +27,7 @@ def row(method, scenario, recipe=None, **more):
 PUBLISHED = {
     "DAFormer": row("daformer", "gta2cityscapes", student="mit_b5+daformer"),
     "DKD": row("dkd_sequential", "gta2cityscapes", dkd.RECIPES["gta2cityscapes"], student="drn_d_22+linear", teacher="drn_d_38+linear"),
-    "DiGA": row("diga", "gta2cityscapes", diga.RECIPES["gta2cityscapes"], student="resnet101_d8+gnaspp"),
+    "DiGA": row("diga", "gta2cityscapes", diga.RECIPES["gta2cityscapes"]),
     "DUDA": row("duda", "gta2cityscapes", duda.RECIPES["gta2cityscapes"]),
     "LSU": row("lsu", "urban_cityscapes"),
     "Spirit": row("esd", "fewshot_cityscapes"),

@@ -244,6 +244,14 @@ def test_bad_labels_are_named(label, match):
     with pytest.raises(ValueError, match=match): Stream(Tiny(label=label), 11).batch(0)
     with pytest.raises(ValueError, match=match): take(Stream(Tiny(label=label), 11, sampler=RareClass(min_pixels=9)), 10)
 
+def test_an_error_that_names_file_and_fix_is_passed_on():
+    def bare(i): raise DataError("tiny.png", "it is torn")
+    def whole(i): raise DataError("tiny", "no label for 1 of 11 images", "`python data_scripts/tiny.py` says how to get it", "image without label")
+    for kw in (dict(), dict(workers=2), dict(sampler=RareClass())):
+        with pytest.raises(DataError) as e: next(Stream(Tiny(label=whole), 11, **kw))
+        assert str(e.value) == "tiny: no label for 1 of 11 images; `python data_scripts/tiny.py` says how to get it" and e.value.kind == "image without label"
+    with pytest.raises(DataError, match=r"label of tiny/.*cannot be read: DataError: tiny.png: it is torn; repair it or drop it"): next(Stream(Tiny(label=bare), 11))
+
 class Mixed(Tiny):
     def image(self, i): return super().image(i)[:, :10] if i == 2 else super().image(i)
 
@@ -255,6 +263,10 @@ def test_settings_that_cannot_work_are_refused_at_once():
     with pytest.raises(ValueError, match="no samples"): Stream(Tiny(0), 4)
     with pytest.raises(ValueError, match="multiple of 3"): Stream(Tiny(), 4, world=3)
     with pytest.raises(ValueError, match="give crop"): Stream(Tiny(), 4, max_class_share=.75)
+    for n in (0, -4):
+        with pytest.raises(ValueError, match=f"batch_size={n}: .*use 1 or more"): Stream(Tiny(), n)
+    for kw in (dict(crop=8), dict(size=(8,)), dict(crop="64x128")):
+        with pytest.raises(ValueError, match=r"(crop|size)=.* is not \(height, width\)"): Stream(Tiny(), 4, **kw)
 
 # ---- evaluation
 

@@ -168,6 +168,17 @@ def test_a_number_of_threads_that_is_none(tmp_path, capsys):
     code, said = call("kitti", "--root", tmp_path, "--workers", "-1", capsys=capsys)
     assert code == 2 and "--workers -1: it must be 1 or more" in said
 
+def test_a_folder_of_archives_that_is_not_there(tmp_path, drawn, capsys):
+    for got in (tmp_path/"got", pack(drawn/"kitti", tmp_path/"data_semantics.zip")):       # an archive is no folder either
+        code, said = call("kitti", "--root", tmp_path/"kitti", "--archives", got, capsys=capsys)
+        assert code == 2 and f"no such folder: {got}" in said and not (tmp_path/"kitti").exists()
+
+def test_home_in_paths(tmp_path, drawn, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pack(drawn/"kitti", tmp_path/"got/data_semantics.zip")
+    code, said = call("kitti", "--root=~/kitti", "--archives=~/got", capsys=capsys)
+    assert code == 0 and "no problems" in said and len(check("kitti", tmp_path/"kitti").clean) == 4
+
 
 # ---- hostile archives
 

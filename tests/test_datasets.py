@@ -24,8 +24,10 @@ from kdda.data.datasets import (
     CamVid,
     Cityscapes,
     DataError,
+    Folder,
     InMemory,
     Mapped,
+    Resized,
     Subset,
     Tree,
     Unlabelled,
@@ -290,6 +292,8 @@ def test_wrappers_refuse_what_does_not_fit(city, cam):
     ds = Cityscapes(city, "train")
     with pytest.raises(ValueError, match="frames 0..3, not numbers -1, 4"): Subset(ds, [-1, 0, 4])
     with pytest.raises(ValueError, match="labelled in camvid_11"): Mapped(CamVid(cam, "train"), CITYSCAPES_19_TO_16)
+    with pytest.raises(ValueError, match=r"size=64 is not \(height, width\).*size=\(64, 128\)"): InMemory(ds, size=64)
+    with pytest.raises(ValueError, match=r"box=64 is not \(height, width\)"): Resized(ds, 64)
 
 
 # ---- hostile files
@@ -408,6 +412,21 @@ def test_missing_data_names_the_command(tmp_path, cls, split, script):
     for root in (tmp_path/"nowhere", tmp_path):
         with pytest.raises(DataError, match=f"python data_scripts/{script}.py --root {root}"): cls(root, split)
     with pytest.raises(ValueError, match="no split 'dusk'; it has train, val, test"): cls(tmp_path, "dusk")
+
+
+def test_a_list_of_what_to_keep_that_is_not_there(city):
+    for keep in (city/"god.txt", city):
+        with pytest.raises(DataError, match=f"{keep}: no such file; it should hold the paths of the images to keep, one a line"): Folder("cityscapes", city, "val", keep=keep)
+
+
+def test_home_in_paths(city, monkeypatch):
+    monkeypatch.setenv("HOME", str(city.parent))
+    report = check("cityscapes", "~/cityscapes")
+    report.write_list("~/good.txt")
+    assert report.root == city and (city.parent/"good.txt").is_file()
+    ds = Folder("cityscapes", "~/cityscapes", "val", keep="~/good.txt")
+    assert ds.root == city and len(ds) == 2 and ds.label(0).shape == (12, 24)
+    with pytest.raises(DataError, match="~nobody-here/c: no such folder"): Cityscapes("~nobody-here/c", "val")
 
 
 def test_an_empty_split_is_named(city, cam):

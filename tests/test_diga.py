@@ -619,6 +619,34 @@ def test_a_recipe_means_the_same_to_every_row_of_the_ladder():
     warm = warm.method(gan)
     assert (warm.skd, warm.reverse, warm.ohem, warm.teacher) == (0.25, 0.25, True, "official") and warm.view == dict(mode="official", p_jitter=0.7, p_gray=0.1)
 
+def test_the_colours_of_a_recipe_are_those_of_the_warm_up_alone(monkeypatch):
+    run = Run("diga", scale="smoke", options=diga.recipe_options("synthia2cityscapes", "diga") | dict(translator="stats"))
+    asked = {}
+    def finished_run(method, **kw):
+        asked.update(kw)
+        return SimpleNamespace(load_student=run.net)
+    monkeypatch.setattr(run, "finished_run", finished_run)
+    for f in ("write_pseudo_labels", "label_quality"): monkeypatch.setattr(diga, f, lambda *a: {})
+    monkeypatch.setattr(diga, "initial_centroids", lambda net, *a: (torch.ones(19, 4), torch.ones(19)))
+    m = run.row.stages(run, **run.options)[0].method(None)
+    assert asked["options"]["colours"] == "synthia" and m.view == dict(mode="official")
+
+def test_a_beta_is_that_of_both_stages(monkeypatch):
+    run, asked = Run("diga", scale="smoke", options=dict(beta=0.5)), {}
+    monkeypatch.setattr(run, "finished_run", lambda method, **kw: asked.update(kw) or 1 / 0)
+    with pytest.raises(ZeroDivisionError): run.row.stages(run, **run.options)[0].method(None)
+    assert asked["options"]["beta"] == 0.5
+
+@pytest.mark.parametrize("options, steps", [(dict(warm_share=1.0), 20), (dict(), 1), (dict(rounds=50), 20)])
+def test_rounds_without_steps_are_refused(options, steps):
+    run = Run("diga", scale="smoke", steps=steps, options=options)
+    with pytest.raises(ValueError, match="need at least one each: give more steps, or a smaller warm_share"): run.row.stages(run, **run.options)
+
+def test_the_gan_says_which_sizes_it_takes():
+    gan, b = TranslatorGAN(width=4, blocks=1, scales=1), torch.zeros(1, 3, 50, 66)
+    batch = SimpleNamespace(source=SimpleNamespace(image=b, label=torch.zeros(1, 50, 66, dtype=torch.uint8)), target=SimpleNamespace(image=b))
+    with pytest.raises(ValueError, match="images of 50x66: .*multiples of 4"): gan.step(batch, None)
+
 def test_statistics_of_the_target_arrive():
     "Each translated image has mean and deviation of its partner along the three colour axes."
     g = torch.Generator().manual_seed(0)

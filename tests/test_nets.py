@@ -1,6 +1,7 @@
 """Networks against their oracles: transformers' SegFormer, torchvision's ResNet and MobileNetV2, and the published costs."""
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -85,6 +86,59 @@ def test_imagenet_mit_loads_into_a_backbone():
     assert load_weights(ours, theirs.state_dict()).ok
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad(): torch.testing.assert_close(ours(x)[-1], theirs.segformer(x).last_hidden_state, atol=1e-4, rtol=0)
+
+
+OFFICIAL = (  # the Hub's spelling -> that of SegFormer's own files, whose stages count from 1
+    (r"^segformer\.encoder\.(patch_embeddings|block|layer_norm)\.(\d)",
+     lambda m: {"patch_embeddings": "patch_embed", "block": "block", "layer_norm": "norm"}[m[1]] + str(int(m[2]) + 1)),
+    (r"attention\.self\.query", "attn.q"), (r"attention\.self\.(sr|layer_norm)", r"attn.\1"), (r"attention\.output\.dense", "attn.proj"),
+    (r"mlp\.dense(\d)", r"mlp.fc\1"), (r"layer_norm(_(\d))?", r"norm\2"), ("^classifier", "head"))
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    "A classifier of transformers, and its weights as mit_b0.pth spells them."
+    torch.manual_seed(4)
+    theirs = randomise(transformers.SegformerForImageClassification(transformers.SegformerConfig()))
+    theirs.save_pretrained(folder := tmp_path_factory.mktemp("hub"))
+    hub, state = read_weights(folder / "model.safetensors"), {}
+    for key, value in hub.items():
+        if ".self.value." in key: continue
+        if ".self.key." in key: key, value = key.replace("attention.self.key", "attn.kv"), torch.cat((value, hub[key.replace(".key.", ".value.")]))
+        for old, new in OFFICIAL: key = re.sub(old, new, key)
+        state[key] = value
+    return theirs, state
+
+
+def test_official_names_are_those_of_the_file(official):
+    _, state = official
+    assert {k for k in state if k.startswith("block1.0.")} == {f"block1.0.{n}.{p}" for n in (
+        "norm1", "attn.q", "attn.kv", "attn.proj", "attn.sr", "attn.norm", "norm2", "mlp.fc1", "mlp.dwconv.dwconv", "mlp.fc2") for p in ("weight", "bias")}
+    assert {k for k in state if "4." in k and "block" not in k} == {f"{n}.{p}" for n in ("patch_embed4.proj", "patch_embed4.norm", "norm4") for p in ("weight", "bias")}
+    assert {"head.weight", "head.bias"} < set(state) and not any(k.startswith("block4") and ("attn.sr" in k or "attn.norm" in k) for k in state)
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda s: {"state_dict": {f"backbone.{k}": v for k, v in s.items() if not k.startswith("head.")}}], ids=["bare", "wrapped"])
+def test_official_mit_file_gives_the_same_features(official, tmp_path, wrap):
+    theirs, state = official
+    torch.save(wrap(state), tmp_path / "mit_b0.pth")
+    ours = segmenter("mit_b0+segformer", weights=tmp_path / "mit_b0.pth").backbone.eval()
+    assert len(load_weights(ours, tmp_path / "mit_b0.pth").fits) == len(ours.state_dict())
+    x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad(): want, maps = theirs.segformer(x, output_hidden_states=True).hidden_states, ours(x)
+    for m, w in zip(maps, want, strict=True): torch.testing.assert_close(m, w, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name, change, message", [
+    ("mit_b1", {}, "another size of network"), ("mit_b0+segformer", {}, "net.backbone"), ("mit_b0", {"block2.1.attn.kv.bias": None}, "stages.1.blocks.1.attn.kv.bias"),
+    ("mit_b0", {"decode_head.linear_pred.weight": torch.zeros(19, 256, 1, 1)}, "decode_head.linear_pred.weight")])
+def test_official_mit_file_is_refused_where_it_does_not_fit(official, tmp_path, name, change, message):
+    net = (segmenter if "+" in name else build_backbone)(name)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    torch.save({k: v for k, v in {**official[1], **change}.items() if v is not None}, tmp_path / "mit_b0.pth")
+    with pytest.raises(WeightsError, match=message) as e: load_weights(net, tmp_path / "mit_b0.pth")
+    assert f"mit_b0.pth does not fit {name}" in str(e.value)
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
 
 
 def torchvision_maps(net, x, resnet):

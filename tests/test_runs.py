@@ -4,11 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from kdda.bench.runs import Run, all_rows, at_root, compare_results, evaluate, execute, execute_all, export_results, label, ledger, on_unseen, show_table, table
+from kdda.bench.runs import Run, all_rows, at_root, compare_results, evaluate, execute, execute_all, export_results, label, last_line, ledger, on_unseen, show_curves, show_table, table
+from kdda.data.datasets import DataError
 from kdda.data.world import World
 from kdda.cli import main
 from kdda.learn.rows import SHARE, Between
+from kdda.nets.segmenter import WeightsError, segmenter
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(scale="smoke", data_root=None)
@@ -97,7 +100,36 @@ def test_a_failed_run_leaves_its_error_and_does_not_stop_the_rest(tmp_path):
     rows = execute_all([dict(method=m, out=tmp_path, **SMALL) for m in ("source_only", "oracle")], progress=False)
     assert rows[0] is None and rows[1]["method"] == "oracle"
     assert {r["method"]: r["state"] for r in ledger(tmp_path)} == {"source_only": "failed", "oracle": "finished"}
-    assert "none of the 1 checkpoints is intact" in (bad.folder / "error.txt").read_text()
+    assert "none of the 1 checkpoints is intact" in (bad.folder / "error.txt").read_text() and "none of the 1 checkpoints is intact" in last_line(bad)
+
+def test_what_a_run_died_of_is_one_line_with_the_reason(tmp_path):
+    torch.save(segmenter("resnet18+linear").backbone.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(WeightsError): execute(run := Run("source_only", out=tmp_path, weights=str(tmp_path / "other.pth"), **SMALL), progress=False)
+    assert last_line(run).startswith("WeightsError: ") and "other.pth does not fit resnet10_nano" in last_line(run)
+    run.folder.joinpath("error.txt").unlink()
+    assert last_line(run) == "(empty)"
+
+def test_a_test_frame_without_its_label_is_found_before_training(tmp_path):
+    World("game", n=3, size=(64, 128)).export("gta5", tmp_path / "gta5")
+    for split in ("train", "val"): World("city", n=3, size=(64, 128), split=split).export("cityscapes", tmp_path / "cityscapes", split=split)
+    for f in (tmp_path / "cityscapes/gtFine/val").rglob("*.png"): f.write_bytes(b"")
+    run = Run("source_only", "gta2cityscapes", "smoke", data_root=tmp_path, out=tmp_path / "runs")
+    with pytest.raises(DataError, match="gtFine/val"): execute(run, progress=False)
+    assert not list(run.folder.rglob("checkpoints"))
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for layout in ("gta5", "cityscapes"): (tmp_path / "data" / layout).mkdir(parents=True)
+    torch.save({}, tmp_path / "w.pth")
+    run = Run("dacs", "gta2cityscapes", "smoke", data_root="~/data", weights="~/w.pth")
+    assert run.data_root == str(tmp_path / "data") and run.weights == str(tmp_path / "w.pth")
+    monkeypatch.setenv("KDDA_DATA", "~/data")
+    assert Run("dacs", "gta2cityscapes", "smoke").data_root == str(tmp_path / "data")
+
+def test_curves_are_called_what_sets_their_runs_apart(tmp_path):
+    runs = [Run("dacs", out=tmp_path, **SMALL), Run("dacs", out=tmp_path, **{**SMALL, "student": "resnet10_nano+segformer:16"})]
+    for r in runs: execute(r, progress=False, say=lambda s: None)
+    assert [t.get_text() for t in show_curves(runs).axes[0].get_legend().get_texts()] == [label(r.metrics) for r in runs] and len({label(r.metrics) for r in runs}) == 2
 
 def test_what_cannot_be_read_is_named_and_what_is_not_known_is_left_out(tmp_path):
     run = Run("source_only", out=tmp_path, **SMALL); execute(run, progress=False)
@@ -150,6 +182,30 @@ def test_the_fair_baseline_is_of_the_same_network():
     large = lambda: {"params": {"student": "resnet10_slim+segformer:96"}, **small}
     rows = {r["method"]: r for r in table([fake("adversarial", 0, 0.40, **small), fake("adversarial", 0, 0.45, **large()), fake("source_only", 0, 0.30, **small), fake("source_only", 0, 0.33, **large())])}
     assert rows["adversarial (resnet10_slim+segformer:96)"]["fair"] == pytest.approx(12) and rows["adversarial"]["fair"] == pytest.approx(10)
+
+def test_the_fair_baseline_keeps_the_teacher_that_it_uses_too():
+    other = lambda method, miou: fake(method, 0, miou, scenario="game2city", params={"teacher": "resnet10_slim+segformer:32"})
+    rows = {r["method"]: r for r in table([other("duda", .53), other("duda_kd", .50), fake("daformer", 0, .45, scenario="game2city")])}
+    assert rows["duda (resnet10_slim+segformer:32)"]["fair"] == pytest.approx(3) and rows["duda_kd (resnet10_slim+segformer:32)"]["fair"] == pytest.approx(5)
+
+def test_an_option_that_means_something_else_in_the_fair_baseline_is_not_carried_over():
+    rows = {r["method"]: r for r in table([fake("fewshot", 0, .40), fake("fewshot", 0, .30, params={"options": {"share": .25}}), fake("sd", 0, .43, params={"options": {"share": .25}})])}
+    assert rows["sd (share=0.25)"]["against"] == "fewshot"     # there it is the share of steps left out
+
+def test_a_baseline_is_found_by_its_method_alone_where_there_is_no_doubt():
+    larger = lambda method, miou: fake(method, 0, miou, scenario="game2city", params={"student": "mit_b0+segformer"})
+    rows = [larger("source_only", .3), larger("dacs", .4)]
+    assert table(rows)[1]["gain"] == pytest.approx(10) and "gain: paired by seed, to source_only (mit_b0+segformer)" in show_table(rows)
+    assert np.isnan(table([larger("dacs", .4), fake("dacs", 0, .3, scenario="game2city")], "source_only")[0]["gain"])      # none
+    two = [larger("dacs", .4), larger("source_only", .3), fake("source_only", 0, .3, scenario="game2city", params={"student": "mit_b1+segformer"})]
+    assert np.isnan(table(two)[0]["gain"])                                                                                  # or two
+
+def test_a_table_tells_the_time_of_a_frame():
+    rows = [fake(m, 0, .3, scenario="game2city", student={"name": n, "params": 10**6, "macs": 10**7}) for m, n in (("source_only", "resnet10_nano+segformer:48"), ("dacs", "resnet10_slim+segformer:96"))]
+    plain, timed = show_table(rows).splitlines(), show_table(rows, timed=True).splitlines()
+    assert timed[0].split() == ["method", "seeds", "params", "MACs", "ms", *plain[0].split()[4:]]
+    small, large = (float(line.split()[4]) for line in timed[1:3])
+    assert 0 < small < large and [line.split()[:4] + line.split()[5:] for line in timed[1:3]] == [line.split() for line in plain[1:3]]
 
 def test_label_says_what_sets_a_run_apart():
     of = lambda method, **kw: label((r := Run(method, scale="smoke", **kw)).identity | {"params": r.identity})
@@ -237,7 +293,7 @@ def test_committed_results_are_sound():
 # the command line
 
 def test_bench_runs_the_quickstart_and_refuses_bad_parameters_first(tmp_path):
-    for args, text in ((["-p", "sclae", "smoke"], "did you mean 'scale'"), (["-p", "seeds", "three"], "'three' is not list"), (["-p", "scale", "smokey", "-p", "out", tmp_path], "did you mean 'smoke'")):
+    for args, text in ((["-p", "sclae", "smoke"], "did you mean 'scale'"), (["-p", "seeds", "three"], "parameter seeds: 'three' is not list, such as [0]"), (["-p", "seeds", "[0,"], "parameter seeds: '[0,' is not list"), (["-p", "scale", "smokey", "-p", "out", tmp_path], "did you mean 'smoke'")):
         done = kdda("bench", "quickstart", *args)
         assert done.returncode == 2 and text in done.stderr + done.stdout, done.stderr
     assert not list(tmp_path.rglob("checkpoints"))
@@ -267,6 +323,23 @@ def test_check_lists_all_faults_and_fails(tmp_path):
     assert bad.returncode == 1 and images[0].name in bad.stdout and labels[1].name in bad.stdout and "77" in bad.stdout
     assert good.returncode == 0, good.stdout
     assert kdda("check", "cityscopes", tmp_path).returncode == 2
+
+def test_bench_says_what_a_notebook_takes(tmp_path):
+    done = kdda("bench", "spirit", "--list")
+    assert done.returncode == 0 and len(done.stdout.splitlines()) > 10 and 'budget          int    64' in done.stdout and "labelled frames; 0: all" in done.stdout
+
+def test_plan_without_an_answer_fails_and_says_why(tmp_path):
+    done = kdda("plan", "dacs", "-p", "scenario", "gta2cityscapes", "-p", "data_root", tmp_path)
+    assert done.returncode == 1 and f"{tmp_path}/gta5" in done.stdout
+    bad = kdda("plan", "dacs", "-p", "steps", "[1")
+    assert bad.returncode == 2 and "parameter steps: '[1' is not YAML" in bad.stderr and "<unicode string>" not in bad.stderr
+
+def test_modules_of_yours_that_are_not_there_are_named(tmp_path):
+    done = kdda("plan", "dacs", cwd=tmp_path, KDDA_IMPORT="nothere")
+    assert done.returncode == 2 and f"KDDA_IMPORT=nothere: no module 'nothere' in {tmp_path} or among the installed ones" in done.stderr
+    (tmp_path / "mine.py").write_text("import nothere_either")
+    done = kdda("plan", "dacs", cwd=tmp_path, KDDA_IMPORT="mine")
+    assert done.returncode == 2 and "No module named 'nothere_either'" in done.stderr
 
 def test_help_and_unknown_benchmark():
     assert "bench" in kdda("--help").stdout

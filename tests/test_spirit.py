@@ -108,6 +108,12 @@ def test_a_file_that_does_not_fit_is_refused_whole(coco, tmp_path):
         torch.save(broken, tmp_path / "x.pth")
         with pytest.raises((WeightsError, ValueError)): load_pretrained("resnet50_d8+deeplabv3", tmp_path / "x.pth", 19)
     with pytest.raises(WeightsError): load_pretrained("resnet10_slim+lraspp:16", file, 19)
+    torch.save({k: v for k, v in good.items() if k != "classifier.1.weight"}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="x.pth does not fit") as e: load_pretrained("resnet50_d8+deeplabv3", tmp_path / "x.pth", 19)
+    assert "incomplete" in str(e.value) and "backbone alone" not in str(e.value)
+    fcn = {k: v for k, v in good.items() if k.startswith("backbone.")} | {"classifier.0.weight": torch.zeros(512, 2048, 3, 3), "classifier.4.weight": torch.zeros(21, 512, 1, 1)}
+    torch.save(fcn, tmp_path / "x.pth")                                          # torchvision's other head
+    with pytest.raises(WeightsError, match="x.pth does not fit"): load_pretrained("resnet50_d8+deeplabv3", tmp_path / "x.pth", 19)
     with pytest.raises(WeightsError, match="no weights file"): load_pretrained("resnet50_d8+deeplabv3", tmp_path / "none.pth", 19)
 
 def test_weights_of_a_backbone_alone_will_do(tmp_path):
@@ -178,7 +184,23 @@ def test_explained_share_of_frames_that_differ_in_size():
     m, a, b = pair(), World("city", n=2, size=(32, 66)), World("city", n=2, size=(32, 64))
     assert math.isfinite(m.explained(Pool(a, b))) and m.explained(Pool(a, b)) == pytest.approx(m.explained(Pool(b, a)), rel=1e-5)
 
+def test_the_explained_share_sees_what_the_distance_sees():
+    "A map of the right direction and another length: all of it is explained where only directions are compared."
+    for kind, whole in (("l2_channel", True), ("mse", False)):
+        m = Imitation(net(LARGE, 1), net(LARGE, 1), kind=kind, disturb=False)
+        m.nets["adapter"].forward = lambda x, like: 3 * like                      # three times what the teacher has
+        terms = m.step(SimpleNamespace(pool=to_device(next(Stream(CITY, 2, role="pool", labelled=False)), "cpu"), generator=torch.Generator().manual_seed(0)), lambda loss, name: None)
+        assert (terms["explained"] == pytest.approx(1)) == whole and (m.explained(CITY) == pytest.approx(1)) == whole
+
+def test_a_teacher_that_sees_no_difference_does_not_end_the_training():
+    m = pair()
+    m.nets["teacher"].forward = lambda x: SimpleNamespace(map=torch.ones(len(x), 32, 4, 8))
+    m.nets["adapter"].forward = lambda x, like: x.mean() * torch.ones_like(like)
+    assert math.isnan(m.explained(CITY)) and "explained" not in train(m, {"pool": Stream(CITY, 2, role="pool", labelled=False)}, 2, log_every=1).names
+
 def test_a_share_that_leaves_no_step_with_labels_is_refused(tmp_path):
+    for method in ("sd", "esd"):
+        with pytest.raises(ValueError, match="share = 0.99 leaves no step with labels out of 6"): (run := Run(method, scenario="fewshot_city", scale="smoke", steps=6, out=tmp_path, options=dict(share=.99))).row.stages(run, **run.options)
     with pytest.raises(ValueError, match="share of fewshot"): Run("fewshot", scenario="fewshot_city", scale="smoke", out=tmp_path, options=dict(share=1.0))
     with pytest.raises(ValueError, match="leaves no step with labels out of 6"): execute(Run("fewshot", scenario="fewshot_city", scale="smoke", steps=6, out=tmp_path, options=dict(share=0.99)), progress=False)
 
@@ -398,6 +420,10 @@ def test_every_row_runs_and_spends_its_steps(method, options, out):
     needs = [(n["method"], n["student"]) for n in m["needs"]]
     large = run.scale.teacher
     assert needs == {"fewshot": [], "ftt": [("source_only", run.student_name)], "fewshot_kd": [("ftt", large)]}.get(method, [("source_only", large)])
+
+def test_the_teacher_of_fewshot_kd_may_be_any_row_s(out):
+    run, m = go("fewshot_kd", out, options={"budget": 4, "of": "source_only"})
+    assert [(n["method"], n["student"], n["seed"]) for n in m["needs"]] == [("source_only", run.teacher_name, 0)]
 
 @pytest.mark.parametrize("method,options,front,steps", [("fewshot", {}, 1.0, [20]), ("fewshot", {"share": 0.25}, 1.0, [15]), ("ftt", {}, 0.5, [2, 18]), ("ftt", {"front_lr": 0.1, "hold": 0.5}, 0.1, [10, 10]),
                                                         ("sd", {"hold": 0.3}, 0.5, [10, 3, 7]), ("esd", {"share": 0.25, "hold": 0.0, "front_lr": 1.0}, 1.0, [5, 15])])

@@ -165,6 +165,12 @@ def test_export_another_split_and_blended_names(tmp_path):
     assert "_" not in folder.name and len(list(folder.iterdir())) == 1  # the city is what stands before the first _
 
 
+def test_export_to_a_folder_of_mine(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert World("city", n=1).export("cityscapes", "~/c") == tmp_path/"c"
+    assert len(list((tmp_path/"c").rglob("*instanceIds.png"))) == 1
+
+
 def test_export_leaves_nothing_half_written(tmp_path, monkeypatch):
     "A disk that fills up in the middle of a file: no part under a final name, no litter."
     real, calls = Image.Image.save, []
@@ -185,6 +191,7 @@ def test_export_leaves_nothing_half_written(tmp_path, monkeypatch):
     (lambda: World("moon"), "no domain called 'moon'.*game, city"),
     (lambda: World("city", split="dev"), "'dev'.*train, val, test"),
     (lambda: World("city", size=(16, 16)), "size"),
+    (lambda: World("city", size=128), r"size 128 is not \(height, width\)"),
     (lambda: World("city", n=0), "at least one"),
     (lambda: World("city").export("kittens", "nowhere"), "'kittens'.*cityscapes"),
     (lambda: blend("game", "mars"), "'mars'")])

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['all_rows', 'check_parameters', 'at_root', 'Run', 'evaluate', 'generalisation', 'in_other_words', 'majority_guess',
            'versions', 'execute', 'curve_of', 'job_arguments', 'Local', 'progress_of', 'execute_all', 'last_line',
-           'on_unseen', 'table', 'variant', 'label', 'fair_baseline', 'show_table', 'ledger', 'result_file',
-           'export_results', 'compare_results', 'load_results', 'show_predictions', 'show_class_iou', 'show_curves']
+           'on_unseen', 'table', 'variant', 'label', 'fair_baseline', 'latency', 'show_table', 'ledger', 'result_file',
+           'export_results', 'compare_results', 'results_folder', 'load_results', 'show_predictions', 'show_class_iou',
+           'show_curves']
 
 # %% ../../nbs/bench/41_runs.ipynb #aab5ea43
 import contextlib, difflib, functools, hashlib, importlib, json, math, os, platform, pkgutil, subprocess, sys, time, types, warnings
@@ -32,8 +33,9 @@ from ..nets.segmenter import segmenter
 # %% ../../nbs/bench/41_runs.ipynb #2e42f9ef
 def _choice(what, value, names):
     if value in names: return value
+    if not names: raise ValueError(f"there is no {what}; {value!r} was given")
     near = difflib.get_close_matches(str(value), names, n=1)
-    raise ValueError(f"no {what} called {value!r}" + (f"; did you mean {near[0]!r}?" if near else "." if names else "") + (f" There are: {', '.join(n or '(empty)' for n in sorted(names))}" if names else "; there is none"))
+    raise ValueError(f"no {what} called {value!r}" + (f"; did you mean {near[0]!r}?" if near else ".") + f" There are: {', '.join(n or '(empty)' for n in sorted(names))}")
 
 def all_rows():  # -> {name: Row}
     "The register of rows, the papers' included, and yours (see `import_yours`)."
@@ -93,6 +95,7 @@ class Run:
         self.seed, self.space = _whole("seed", seed, 0), self.scenario.space
         self.steps = self.scale.steps if steps is None else _whole("steps", steps, 1)
         self.student_name, self._teacher = student or self.scale.student, teacher or self.scale.teacher
+        weights, teacher_weights = (w and os.path.expanduser(w) for w in (weights, teacher_weights))
         self.weights, self.teacher_weights, self.options = weights, teacher_weights, {**self.row.options, **(options or {})}
         self.data_root, self.out, self.benchmark = data_folder(data_root), Path(out), benchmark
         for o in self.options: _choice(f"option of {method}", o, list(self.row.options))
@@ -200,8 +203,9 @@ class Run:
 
     def load_student(self):
         "The finished run's network."
-        net = segmenter(self.student_name, len(self.space))
-        net.load_state_dict(load_file(self.folder / "student.safetensors"))
+        file, net = self.folder / "student.safetensors", segmenter(self.student_name, len(self.space))
+        if not file.is_file(): raise FileNotFoundError(f"{file}: not there yet; `execute` this run first")
+        net.load_state_dict(load_file(file))
         return net
 
     def save_student(self, net):
@@ -370,6 +374,7 @@ def _train_and_score(run, progress, plot, say):
     _write(run.folder / "env.json", json.dumps({"versions": versions(), "platform": platform.platform(), "threads": torch.get_num_threads(), "processes": run.world, "device": _device_name()}, indent=1))
     (run.folder / "error.txt").unlink(missing_ok=True)
     try:
+        run.data("test").label(0)   # scores come last: what they need is there from the first
         method, history, steps = _train(run, progress, plot, say)
         scores = evaluate(method.student, run.data("test"), scale.eval_batch)
         unseen, related = generalisation(run, method.student), in_other_words(run, method.student)
@@ -458,10 +463,11 @@ def execute_all(requests,       # list of dicts, arguments of `Run`
 def _points(miou): return "-" if miou is None else f"{100 * miou:.1f}"
 
 def last_line(run):
-    "Of its log: what a failed run died of."
-    log = run.folder / "run.log"
-    lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
-    return ([line for line in lines if line.startswith("[rank")] or lines or ["(empty)"])[-1]   # torchrun's own last words say little
+    "What a failed run died of, in a line."
+    said = lambda name: (run.folder / name).read_text(errors="replace").strip().splitlines() if (run.folder / name).is_file() else []
+    log, error = said("run.log"), said("error.txt")
+    if ranks := [line for line in log if line.startswith("[rank")]: return ranks[-1]   # torchrun's own last words say little
+    return error[0] if error else (log or ["(empty)"])[-1]
 
 # %% ../../nbs/bench/41_runs.ipynb #217c2320
 def _mean_std(v): return float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else float("nan")
@@ -470,8 +476,12 @@ def on_unseen(metrics, which="unseen"):  # metrics of a run -> the same, its sco
     "For tables of generalisation."
     return {**metrics, "scores": {"miou": float(np.mean(list(metrics[which].values())))}}
 
+def _row_called(name, rows):
+    alike = [r for r in rows if r.partition(" (")[0] == name]
+    return alike[0] if name not in rows and len(alike) == 1 else name
+
 def table(metrics,                 # list of metrics dicts, any number of seeds
-          baseline="source_only",  # row that differences are taken to
+          baseline="source_only",  # row that differences are taken to; a method's name will do where it has one row
          ):                        # -> list of dicts: method, seeds, miou, std, gain, gain_std, against, fair, fair_std (points of mIoU, 0..100)
     "Mean, deviation and paired gains of each method: to `baseline`, and to the row's own fair baseline. Refuses to mix scenarios, scales or budgets."
     metrics = [m for m in metrics if m]
@@ -483,7 +493,7 @@ def table(metrics,                 # list of metrics dicts, any number of seeds
         against[label(m)] = fair_baseline(m)
         if m["seed"] in scores: raise ValueError(f"two runs of {label(m)} with seed {m['seed']}: they differ in weights or teacher, and do not belong into one row")
         scores[m["seed"]] = float("nan") if miou is None else 100 * miou
-    out = []
+    baseline, out = _row_called(baseline, by), []
     for name, scores in by.items():
         def paired(other): return _mean_std(d) if (d := [v - by[other][s] for s, v in scores.items() if s in by.get(other, {})]) else (float("nan"),) * 2
         (mean, std), (gain, gain_std), (fair, fair_std) = _mean_std(list(scores.values())), paired(baseline), paired(against[name])
@@ -507,30 +517,39 @@ def label(metrics):
     return f"{metrics['method']} ({', '.join(own)})" if own else metrics["method"]
 
 def fair_baseline(metrics):  # -> str or None
-    "Row name of what the run is to beat: the row's `against`, of the same network, with the same options where it has them (16 labels against 16 labels)."
+    "Row name of what the run is to beat: the row's `against`, of the same networks, with the same options where it has them and they mean the same (16 labels against 16 labels)."
     rows, p = all_rows(), metrics["params"]
     against = rows[metrics["method"]].against if metrics["method"] in rows else None
     if against not in rows: return against   # None, or a name with its own brackets
     own = rows[metrics["method"]].options
-    shared = {k: v for k, v in p["options"].items() if k in rows[against].options and k != "of" and v != own.get(k)}
-    return label({**metrics, "method": against, "params": {**p, "options": shared, "teacher": None}})
+    theirs = rows[against].options
+    shared = {k: v for k, v in p["options"].items() if k in theirs and k != "of" and v != own.get(k) and theirs[k] == own.get(k)}   # another default is another meaning
+    return label({**metrics, "method": against, "params": {**p, "options": shared, "teacher": p.get("teacher") if rows[against].teacher else None}})
 
-def show_table(metrics, baseline="source_only"):
+def latency(metrics):  # list of metrics of one scenario -> {network: milliseconds}
+    "Median of 21 forwards of one frame, timed here and now."
+    s = SCENARIOS[metrics[0]["scenario"]]
+    return {n: segmenter(n, len(s.space)).cost(s.at(metrics[0]["scale"]).size, 21).latency_ms for n in dict.fromkeys(m["student"]["name"] for m in metrics)}
+
+def show_table(metrics, baseline="source_only", timed=False):  # timed: with `latency`
     "`table` as text."
     num = lambda v, sign="": "" if math.isnan(v) else f"{v:{sign}.1f}"
-    rows = table(metrics, baseline)
+    metrics = [m for m in metrics if m]
+    if not metrics: raise ValueError("no finished run to show")
+    rows, baseline = table(metrics, baseline), _row_called(baseline, [label(m) for m in metrics])
     wide = max(24, *(len(r["method"]) + 2 for r in rows))
-    student = {label(m): m["student"] for m in metrics if m}
-    lines = [f"{'method':{wide}}{'seeds':>6}{'params':>8}{'MACs':>7}{'mIoU':>8}{'std':>7}{'gain':>8}{'std':>7}"]
+    student, took = {label(m): m["student"] for m in metrics}, latency(metrics) if timed else {}
+    lines = [f"{'method':{wide}}{'seeds':>6}{'params':>8}{'MACs':>7}{'ms' if timed else '':>{6 * timed}}{'mIoU':>8}{'std':>7}{'gain':>8}{'std':>7}"]
     for r in rows:
         own = r["against"] not in (None, baseline, r["method"]) and not math.isnan(r["fair"])
         fair = f"   {num(r['fair'], '+')} (std {num(r['fair_std']) or '-'}) over {r['against']}" if own else ""
-        size = f"{student[r['method']]['params'] / 1e6:8.2f}{student[r['method']]['macs'] / 1e6:7.0f}"
+        s = student[r["method"]]
+        size = f"{s['params'] / 1e6:8.2f}{s['macs'] / 1e6:7.0f}" + (f"{took[s['name']]:6.1f}" if timed else "")
         lines.append(f"{r['method']:{wide}}{r['seeds']:6}{size}{num(r['miou']):>8}{num(r['std']):>7}{num(r['gain'], '+'):>8}{num(r['gain_std']):>7}{fair}")
-    m = next(m for m in metrics if m)
+    m = metrics[0]
     guess = m["scores"].get("majority_guess")
-    if guess: lines.append(f"{'everything ' + guess['class']:{wide}}{'':21}{num(100 * guess['miou']):>8}")
-    return "\n".join(lines + [f"parameters and multiply-adds of a frame in millions; mIoU in points on {m['scored_on']['images']} test images of {m['scored_on']['data']}, last checkpoint of the student; scenario {m['scenario']}, scale {m['scale']}, "
+    if guess: lines.append(f"{'everything ' + guess['class']:{wide}}{'':{21 + 6 * timed}}{num(100 * guess['miou']):>8}")
+    return "\n".join(lines + [f"parameters and multiply-adds of a frame in millions{', its time in milliseconds, measured here and now' if timed else ''}; mIoU in points on {m['scored_on']['images']} test images of {m['scored_on']['data']}, last checkpoint of the student; scenario {m['scenario']}, scale {m['scale']}, "
                               f"{m['params']['steps']} steps; gain: paired by seed, to {baseline}; over: likewise, to the row's fair baseline"])
 
 # %% ../../nbs/bench/41_runs.ipynb #31d210bd
@@ -541,14 +560,14 @@ def _read(file, load):
     except (ValueError, yaml.YAMLError) as e: why = " ".join(str(e).split())
     raise ValueError(f"{file}: cannot be read ({why}). Remove the folder {file.parent}, and the run is made anew")
 
-def ledger(out="runs"):  # -> list of dicts: folder, state, scale, scenario, method, seed, miou
+def ledger(out="runs"):  # -> list of dicts: folder, state, scale, scenario, method, seed, label, miou
     "All runs below `out`."
     found = []
     for params in sorted(Path(out).glob("*/*/*/seed*/params.yaml")):
         folder = params.parent
         p, m = (_read(f, load) if f.is_file() else None for f, load in ((params, yaml.safe_load), (folder / "metrics.json", json.loads)))
         state = "finished" if m else "failed" if (folder / "error.txt").is_file() else "unfinished"
-        found.append({"folder": str(folder), "state": state, **{k: p[k] for k in ("scale", "scenario", "method", "seed")}, "miou": m and m["scores"]["miou"]})
+        found.append({"folder": str(folder), "state": state, **{k: p[k] for k in ("scale", "scenario", "method", "seed")}, "label": label({**p, "params": p}), "miou": m and m["scores"]["miou"]})
     return found
 
 def result_file(metrics, results="results"):  # metrics of a run -> path
@@ -580,9 +599,13 @@ def compare_results(out="runs", results="results"):  # -> list of dicts: scenari
     points = lambda m: float("nan") if m["scores"]["miou"] is None else 100 * m["scores"]["miou"]
     return [{"scenario": m["scenario"], "row": label(m), "seed": m["seed"], "committed": points(c), "here": points(m), "same": m["scores"] == c["scores"]} for m, c in pairs]
 
-def load_results(scenario, scale="laptop", results="results"):  # -> list of metrics
+def results_folder():  # -> path
+    "results/ of the repository that the working directory is in."
+    return next((p for p in (Path.cwd(), *Path.cwd().parents) if (p / "settings.ini").is_file()), Path()) / "results"
+
+def load_results(scenario, scale="laptop", results=None):  # results: a folder; None: `results_folder()` -> list of metrics
     "The committed metrics of a scenario."
-    return [json.loads(f.read_text()) for f in sorted(Path(results).glob(f"{scale}/{scenario}/*/seed*.json"))]
+    return [json.loads(f.read_text()) for f in sorted(Path(results or results_folder()).glob(f"{scale}/{scenario}/*/seed*.json"))]
 
 # %% ../../nbs/bench/41_runs.ipynb #a5ca216b
 def show_predictions(dataset, predictions,  # {"before": [ids, ...], "after": [ids, ...]} for images 0, 1, 2 ...
@@ -613,9 +636,9 @@ def show_class_iou(metrics):  # list of metrics dicts of one scenario
 def show_curves(runs):  # list of finished Run
     "mIoU on the validation frames over the steps of training."
     import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(6, 2.6), dpi=80)
+    fig, ax = plt.subplots(figsize=(8, 2.6), dpi=80, layout="constrained")
     for r in runs:
         points = History.from_csv(r.folder / "history.csv").column("val/miou")
-        if len(points) > 1: ax.plot([s for s, _ in points], [100 * v for _, v in points], marker=".", label=r.row.name)
-    ax.set(xlabel="step", ylabel="mIoU on target validation (points)"); ax.legend(fontsize=8)
+        if len(points) > 1: ax.plot([s for s, _ in points], [100 * v for _, v in points], marker=".", label=label(r.metrics))
+    ax.set(xlabel="step", ylabel="mIoU on target validation (points)"); ax.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, .5))
     return fig

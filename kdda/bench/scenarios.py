@@ -6,8 +6,8 @@
 __all__ = ['SCALES', 'ROLES', 'SCENARIOS', 'URBAN', 'OFFROAD', 'WORDS', 'Scale', 'Scenario', 'scenario', 'data_folder',
            'world_data', 'game2city', 'city2dusk', 'camvid_day2dusk', 'game2camvid', 'gta2cityscapes',
            'synthia2cityscapes', 'bdd2cityscapes', 'cityscapes2acdc', 'cityscapes2darkzurich', 'fewshot_city',
-           'fewshot_camvid', 'fewshot_camvid_dusk', 'fewshot_cityscapes', 'urban_world', 'offroad_world',
-           'urban_camvid', 'united']
+           'fewshot_objects', 'fewshot_camvid', 'fewshot_camvid_dusk', 'fewshot_cityscapes', 'urban_world',
+           'offroad_world', 'urban_camvid', 'united']
 
 # %% ../../nbs/bench/40_scenarios.ipynb #0c047609
 import os
@@ -113,7 +113,8 @@ def scenario(name, about, space=labels.CITYSCAPES_19, **options):
 
 def data_folder(data_root=None):  # -> path or None
     "Where datasets on disk are: the argument, or the environment variable KDDA_DATA."
-    return data_root or os.environ.get("KDDA_DATA") or None
+    root = data_root or os.environ.get("KDDA_DATA")
+    return os.path.expanduser(root) if root else None
 
 # %% ../../nbs/bench/40_scenarios.ipynb #4c8cc1e0
 def world_data(domain, role, scale, space=None):
@@ -191,11 +192,15 @@ def _others(role, scale, size):
     if role == "source": return World(blend("city", "objects", layout=0.7), n=scale.n_train, size=size, seed=2).render()
     return World("objects", n=scale.n_train, size=size, seed=1).render()
 
-@scenario("fewshot_city", "embedded world: few labelled frames of the city; the teacher knows a general collection", extra=_BESIDE, overrides=_with(_FEW, _WORLD))
+@scenario("fewshot_city", "embedded world: few labelled frames of the city; the teacher knows a collection that has such streets, too", extra=_BESIDE, overrides=_with(_FEW, _WORLD))
 def fewshot_city(role, scale, root):
     if role in ("source", "unrelated"): return _others(role, scale, scale.size)
     if role == "proximity": return World(blend("country", "game", palette=0.3, appearance=0.3, layout=0), n=scale.n_train, size=scale.size, seed=1).render()
     return world_data("city", role, scale)
+
+@scenario("fewshot_objects", "embedded world: the same, and the teacher knows scattered things alone, no street", extra=_BESIDE, overrides=_with(_FEW, _WORLD))
+def fewshot_objects(role, scale, root):
+    return World("objects", n=scale.n_train, size=scale.size, seed=2).render() if role == "source" else fewshot_city(role, scale, root)
 
 def _fewshot_camvid(role, scale, root, target, proximity):  # sequences
     if role in ("source", "unrelated"): return Mapped(_others(role, scale, scale.size), labels.CITYSCAPES_19_TO_CAMVID_11)

@@ -16,7 +16,7 @@ from pathlib import Path
 from zipfile import BadZipFile
 from zlib import crc32
 import numpy as np, torch
-from .datasets import DataError, Unlabelled, count_bytes, resize, write_whole
+from .datasets import DataError, Unlabelled, check_size, count_bytes, resize, write_whole
 from .labels import IGNORE
 
 # %% ../../nbs/data/05_batches.ipynb #49a0b209
@@ -40,10 +40,12 @@ class Uniform:
 
 # %% ../../nbs/data/05_batches.ipynb #bf5d710b
 def _read(dataset, what, i):
-    "`dataset.image(i)` or `.label(i)`; whatever goes wrong names the sample."
+    "`dataset.image(i)` or `.label(i)`; whatever goes wrong names the sample or its file."
     where = f"{dataset.name}, {what} of {dataset.key(i)} (sample {i})"
     try: a = getattr(dataset, what)(i)
-    except Exception as e: raise DataError(where, f"cannot be read: {type(e).__name__}: {e}", "repair it or drop it from the split") from e
+    except Exception as e:
+        if isinstance(e, DataError) and e.fix: raise     # it names its own file, and what to do
+        raise DataError(where, f"cannot be read: {type(e).__name__}: {e}", "repair it or drop it from the split") from e
     if a.dtype != np.uint8 or a.ndim != (3 if what == "image" else 2) or a.shape[2:] not in ((), (3,)):
         raise DataError(where, f"is {a.dtype} {list(a.shape)}", f"it must be uint8 {'[H,W,3]' if what == 'image' else '[H,W]'}")
     return a
@@ -170,7 +172,10 @@ class Stream:
                  size=None,               # (H, W) to resize to before cropping: bilinear image, nearest label
                 ):
         if not len(dataset): raise DataError(dataset.name, f"the stream {role!r} has no samples", "check the split")
+        if batch_size < 1: raise ValueError(f"batch_size={batch_size}: a batch has at least one sample; use 1 or more")
         if batch_size % world: raise ValueError(f"batch_size={batch_size} does not divide among world={world} ranks: use a multiple of {world}")
+        check_size("crop", crop)
+        check_size("size", size)
         if not labelled and (isinstance(sampler, RareClass) or max_class_share is not None):
             raise ValueError(f"the stream {role!r} is unlabelled, and RareClass and max_class_share look at labels: use Uniform() and max_class_share=None")
         if labelled and not hasattr(dataset, "label"): raise ValueError(f"{dataset.name} has no labels: pass labelled=False for the stream {role!r}")

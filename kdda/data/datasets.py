@@ -8,8 +8,8 @@ __all__ = ['CAMVID', 'CITYSCAPES', 'GTA5_FRAMES', 'SYNTHIA_RAND', 'CONDITIONS', 
            'Red16', 'translate', 'Colors', 'Panoptic16', 'CocoPanoptic', 'read_json', 'Polygons', 'rle_decode',
            'rle_encode', 'Rle', 'Sample', 'Tree', 'Lists', 'Tables', 'Layout', 'Folder', 'read_ids', 'find_label',
            'find_layout', 'layouts', 'import_yours', 'Cityscapes', 'ids_of', 'write_frames', 'GTA5', 'SYNTHIA', 'ACDC',
-           'DarkZurich', 'CamVid', 'Unlabelled', 'Subset', 'Mapped', 'Related', 'Joined', 'InMemory', 'fit_inside',
-           'Resized', 'resize', 'Report', 'check', 'count_bytes']
+           'DarkZurich', 'CamVid', 'Unlabelled', 'Subset', 'Mapped', 'Related', 'Joined', 'check_size', 'InMemory',
+           'fit_inside', 'Resized', 'resize', 'Report', 'check', 'count_bytes']
 
 # %% ../../nbs/data/03_datasets.ipynb #29dce398
 import json
@@ -574,7 +574,7 @@ class Layout:
     def find(self, root, split):
         "The Tree or Lists that describes this copy, or a `DataError` that says what was looked for."
         if split not in self.splits: raise ValueError(f"{self.name} has no split {split!r}; it has {', '.join(self.splits)}")
-        root, places = Path(root), [p.place(split) for p in self.packages if not p.only or split in p.only]
+        root, places = _path(root), [p.place(split) for p in self.packages if not p.only or split in p.only]
         if not root.is_dir(): raise DataError(root, f"no such folder, {self.name} should be in it", self.get(root), "missing root")
         for files in self.packages:
             if files.there(root, split): return files
@@ -582,10 +582,10 @@ class Layout:
 
     def samples(self, root, split, where=None):
         "The frames of a split."
-        files = self.find(root, split)
+        root, files = _path(root), self.find(root, split)
         if where and type(files) is not Tree: raise ValueError(f"{self.name} names its frames in {files.place(split)}: there is no {' or '.join(where)} to choose by")
-        found = files.samples(Path(root), split, where)
-        if not found: raise DataError(Path(root)/files.place(split), f"the {split} split of {self.name} is {'not here' if files.by else 'empty'}",
+        found = files.samples(root, split, where)
+        if not found: raise DataError(root/files.place(split), f"the {split} split of {self.name} is {'not here' if files.by else 'empty'}",
                                       self.get(root), "missing split" if files.by else "empty split")
         return found
 
@@ -652,15 +652,17 @@ class Folder:
     def __init__(self, layout,      # a Layout, or its name
                  root, split,
                  space=None,        # name of the space to read labels in, of those that the layout has
-                 keep=None,         # a file of `kdda check --fix-list`: only the frames that it names
+                 keep=None,         # a file of `kdda check --fix-list`, an image path a line: only the frames that it names
                  **where):          # fields of the layout's paths, e.g. condition=("fog", "rain")
-        self.layout = layout = find_layout(layout)
-        self.root, self.split, self.view = Path(root), split, layout.view(space)
+        layout, root = find_layout(layout), _path(root)
+        self.layout, self.root, self.split, self.view = layout, root, split, layout.view(space)
         self.space, self.name = self.view.space, "/".join([layout.name, split, *("+".join(_tuple(v)) for v in where.values())])
         self.files = layout.find(root, split)
         self.samples = layout.samples(root, split, {k: _tuple(v) for k, v in where.items()})
         if keep is not None:
-            wanted = set(Path(keep).read_text("utf-8").splitlines())
+            keep = _path(keep)
+            if not keep.is_file(): raise DataError(keep, "no such file", "it should hold the paths of the images to keep, one a line, as `kdda check --fix-list` writes them", "missing")
+            wanted = set(keep.read_text("utf-8").splitlines())
             self.samples = [s for s in self.samples if s.image in wanted]
             if not self.samples: raise DataError(keep, f"it names no frame of {self.name}", "make it again with `kdda check --fix-list`", "empty split")
         absent = [s.image for s in self.samples if not (self.root/s.image).is_file()]
@@ -736,9 +738,14 @@ def import_yours():
     "Import the modules that $KDDA_IMPORT names, by commas. They may register layouts, scenarios and rows, and processes that a run starts see them, too."
     if os.environ.get("KDDA_IMPORT") and os.getcwd() not in sys.path: sys.path.append(os.getcwd())
     for name in filter(None, os.environ.get("KDDA_IMPORT", "").split(",")):
-        if name not in sys.modules: import_module(name)
+        if name in sys.modules: continue
+        try: import_module(name)
+        except ModuleNotFoundError as e:
+            if e.name != name: raise
+            raise ModuleNotFoundError(f"KDDA_IMPORT={os.environ['KDDA_IMPORT']}: no module {name!r} in {os.getcwd()} or among the installed ones", name=name) from None
 
 def _hw(size): return f"{size[0]}x{size[1]}"
+def _path(path): return Path(os.path.expanduser(path))   # an unknown ~name is left as it is: an error will then name it
 def _tuple(value): return (value,) if isinstance(value, str) else tuple(value)
 
 # %% ../../nbs/data/03_datasets.ipynb #8c4cb293
@@ -775,7 +782,7 @@ def write_frames(ds, layout, root, split,
                 ):                # -> list of Samples
     "Write a dataset whose labels are Cityscapes' or the layout's own into the folders and encodings of a layout. Labels are written before their image."
     from PIL import Image
-    layout, root = find_layout(layout), Path(root)
+    layout, root = find_layout(layout), _path(root)
     able = [p for k, p in enumerate(layout.packages) if package in (None, k) and (split in p.only if p.only else split in layout.splits)]
     if not able: raise ValueError(f"{layout.name} has no split {split!r} to write; it has {', '.join(layout.splits)}")
     files, to_id = able[0], ids_of(layout, ds.space)
@@ -914,11 +921,16 @@ class Joined(_Wrapped):
     def _stamp(self, i): ds, i = self._part(i); return ds.stamp(i)
 
 # %% ../../nbs/data/03_datasets.ipynb #218e2de5
+def check_size(name, size):   # of the argument, as errors call it; what was given: (H, W), or None
+    "A size that is not two numbers is refused, before anything is read."
+    if size is not None and np.shape(size) != (2,): raise ValueError(f"{name}={size!r} is not (height, width): give two numbers, e.g. {name}=(64, 128)")
+
 class InMemory(_Wrapped):
     "A dataset decoded once: `images` uint8 [N,H,W,3] and, if there are labels, `labels` uint8 [N,H,W]."
     def __init__(self, ds,
                  size=None,  # (H, W) to resize to; None keeps the size of the files, which must be all alike
                 ):
+        check_size("size", size)
         super().__init__(ds)
         self.keys = [ds.key(i) for i in range(len(ds))]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -943,6 +955,7 @@ def fit_inside(size,  # (H, W) of an image
 class Resized(_Wrapped):
     "A dataset whose images are resized, as they are read, to fit inside a box. Labels keep their own size: scores are taken there."
     def __init__(self, ds, box):  # box: (H, W); None leaves them as they are
+        check_size("box", box)
         super().__init__(ds)
         self.box = box
 
@@ -1011,7 +1024,7 @@ class Report:
 
     def write_list(self, file):
         "Write the paths of the images without a problem, one a line: `Folder(..., keep=file)` reads only those."
-        write_whole(Path(file), lambda part: part.write_text("".join(f"{c}\n" for c in self.clean), "utf-8"))
+        write_whole(_path(file), lambda part: part.write_text("".join(f"{c}\n" for c in self.clean), "utf-8"))
 
     def show(self, ax=None):
         "Class shares as bars, on a logarithmic axis: rare classes are what one looks for."
@@ -1031,8 +1044,8 @@ def check(layout,         # a Layout, or its name
           progress=False, # show a bar
          ):               # -> Report
     "Read every file of a dataset and report everything that is wrong with it."
-    layout = find_layout(layout)
-    report, samples = Report(layout, Path(root)), _listed(layout, root, splits or layout.splits)
+    layout, root = find_layout(layout), _path(root)
+    report, samples = Report(layout, root), _listed(layout, root, splits or layout.splits)
     report.frames = {split: len(s) for split, s in samples.items() if not isinstance(s, DataError)}
     report.problems = [e for e in samples.values() if isinstance(e, DataError) and e.kind != "missing split"]
     _note_splits(report, samples)
@@ -1058,7 +1071,7 @@ def _listed(layout, root, splits):
         except Exception as e:
             if split not in layout.splits: raise      # the caller's mistake, not the disk's
             return _unreadable(root, e)
-    if not Path(root).is_dir(): return {next(iter(splits)): listed(next(iter(splits)))}    # say it once
+    if not root.is_dir(): return {next(iter(splits)): listed(next(iter(splits)))}    # say it once
     return {split: listed(split) for split in splits}
 
 def _in_turn(f, jobs, workers):

@@ -839,7 +839,7 @@ class World:
                  size=(64, 128),        # height, width: 32x64 to 512x1024
                  split="train",         # train, val or test: they never share a street
                  seed=0):
-        self.domain, self.n, self.size, self.split, self.seed = _domain(domain), int(n), tuple(map(int, size)), split, int(seed)
+        self.domain, self.n, self.size, self.split, self.seed = _domain(domain), int(n), tuple(map(int, np.ravel(size))), split, int(seed)
         if self.n < 1: raise ValueError(f"World: n={n} frames; ask for at least one")
         if split not in SPLITS: raise ValueError(f"World: no split called {split!r}; there are {', '.join(SPLITS)}")
         if len(self.size) != 2 or not (32 <= self.size[0] <= 1024 and 32 <= self.size[1] <= 2048):
@@ -904,7 +904,7 @@ def export(self,
           ):            # -> Path of the root
     "Write the frames as a dataset of that layout. Where the split is also one of the world's, its frames are taken."
     from kdda.data import datasets     # further on in reading order: the layouts
-    layout, root, split = datasets.find_layout(layout), Path(root), split or self.split
+    layout, root, split = datasets.find_layout(layout), Path(os.path.expanduser(root)), split or self.split
     world = World(self.domain, self.n, self.size, split if split in SPLITS else self.split, self.seed)
     written = datasets.write_frames(world, layout, root, split, name=re.sub("[^a-z0-9]+", "-", self.name.lower()).strip("-"), seed=self.seed, **options)
     for i, s in enumerate(written if layout.name == "cityscapes" else ()):      # Cityscapes has instances beside its labels

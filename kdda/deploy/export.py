@@ -60,7 +60,9 @@ class Onnx:
         got = self.session.run(list(what) or ["label"], {"image": image})
         return got if len(got) > 1 else got[0]
 
-def frames(dataset, lo, hi): return np.stack([dataset.image(i) for i in range(lo, min(hi, len(dataset)))])
+def frames(dataset, lo, hi):  # images, the first, one past the last -> uint8 [B,H,W,3]
+    "Images of a dataset, as far as it has them."
+    return np.stack([dataset.image(i) for i in range(lo, min(hi, len(dataset)))])
 
 @torch.no_grad()
 def parity(net, model, dataset, n=16):  # Segmenter, Onnx, images, how many -> largest difference of a logit, share of pixels with the same class

@@ -65,7 +65,10 @@ def gan_loss(scores,  # of a judge, any shape
     wanted = torch.full_like(scores, answer)
     return F.binary_cross_entropy_with_logits(scores, wanted) if kind == "bce" else F.mse_loss(scores, wanted)
 
-def share_right(scores, answer, kind="bce"):
+def share_right(scores,  # of a judge, any shape
+                answer,  # SOURCE or TARGET
+                kind="bce",  # as in `gan_loss`
+               ):        # -> scalar, a share
     "Share of the scores on the right side: 1 a judge that always knows, 0.5 one that guesses."
     return ((_full(scores) > (0.0 if kind == "bce" else 0.5)) == bool(answer)).float().mean()
 

@@ -34,7 +34,9 @@ class Supervised(Method):
         return {f"ce_{self.role}": loss}
 
 # %% ../../nbs/learn/23_selftrain.ipynb #7dabb832
-def batch_norms(net): return [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+def batch_norms(net):  # a network -> list of its batch-norm layers, in order
+    "The layers that keep running statistics."
+    return [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 class AdaBN(Method):
     "Replace batch-norm statistics by those of the unlabelled target stream: the plain mean over all steps."

@@ -169,6 +169,19 @@ def _from_huggingface(state):
         new[key.replace(".k.", ".kv.")] = torch.cat([new.pop(key), new.pop(key.replace(".k.", ".v."))])
     return {k: v for k, v in new.items() if not k.startswith("classifier.")}
 
+# %% ../../nbs/nets/12_segmenter.ipynb #9f0bb89e
+_segformer_names = (("patch_embed.proj", "embed"), ("patch_embed.norm", "embed_norm"), (".block.", ".blocks."),
+                    ("attn.sr", "attn.reduce"), ("mlp.fc", "ffn.fc"), ("mlp.dwconv.dwconv", "ffn.dwconv"))
+
+def _from_segformer(state):
+    "MiT names of SegFormer's own files, which count stages from 1, to ours, without the ImageNet classifier."
+    new = {}
+    for key, value in state.items():
+        key = re.sub(r"^(?:backbone\.)?(patch_embed|block|norm)(\d)\.", lambda m: f"backbone.stages.{int(m[2]) - 1}.{m[1]}.", key)
+        for theirs, ours in _segformer_names: key = key.replace(theirs, ours)
+        new[key] = value
+    return {k: v for k, v in new.items() if not k.startswith("head.")}
+
 # %% ../../nbs/nets/12_segmenter.ipynb #3256471a
 def _from_torchvision(state, backbone):
     "ResNet and MobileNetV2 names of torchvision to ours, without the layers that only serve classification."
@@ -194,11 +207,12 @@ def _from_drn(state):
     return {re.sub(r"^layer(\d)", lambda m: f"backbone.stages.{_drn_layers[int(m[1])]}", k): v for k, v in state.items() if not k.startswith("fc.")}
 
 # %% ../../nbs/nets/12_segmenter.ipynb #9229a1c5
-def convert_weights(state,     # {key: tensor}, in our names, torchvision's, Hugging Face's or DRN's
+def convert_weights(state,     # {key: tensor}, in our names, torchvision's, Hugging Face's, SegFormer's or DRN's
                     backbone,  # the Backbone it is meant for
                    ):          # -> {key: tensor} in the names of a Segmenter
     "A state dict in the names of a Segmenter; classification layers are left out."
     if any("patch_embeddings" in k for k in state): return _from_huggingface(state)
+    if any("patch_embed1." in k for k in state): return _from_segformer(state)
     if any(k.startswith("layer8.") for k in state): return _from_drn(state)
     if any(k.startswith(("layer1.", "features.")) for k in state): return _from_torchvision(state, backbone)
     if any(k.startswith("stages.") for k in state): return {f"backbone.{k}": v for k, v in state.items()}
@@ -243,7 +257,7 @@ class KeyReport:
 
     def _advice(self):
         heads = [all(k.startswith("head.") for k in keys) and bool(keys) for keys in (self.missing, self.unexpected)]
-        if heads[0] and not self.unexpected: return "these are weights of a backbone alone: load them into `net.backbone`"
+        if heads[0] and not self.unexpected and not any(k.startswith("head.") for k in self.fits): return "these are weights of a backbone alone: load them into `net.backbone`"
         if heads[1] and not self.missing: return "these are weights of a whole segmentation network: load them into the Segmenter, not its backbone"
         if not self.fits and not self.wrong_shape: return "not one key is known: this file belongs to another kind of network"
         if self.wrong_shape: return "the shapes are those of another size of network, or of another number of classes"
@@ -280,13 +294,14 @@ def _torchvision_weights(name):
 def load_weights(module,       # Segmenter or Backbone
                  weights,      # path, state dict, or "torchvision" (downloads the ImageNet weights of that backbone)
                  strict=True,  # False loads what fits and leaves it to you to read the report
+                 source="",    # of a state dict: the file it is from, for the report
                 ):             # -> KeyReport
     "Load weights completely, or raise a WeightsError with the key report and load nothing."
-    backbone, source = getattr(module, "backbone", module), str(weights)
-    if isinstance(weights, dict): source = "the state dict"
+    backbone = getattr(module, "backbone", module)
+    if isinstance(weights, dict): source = str(source) or "the state dict"
     elif weights == "torchvision":
         weights, source = _torchvision_weights(backbone.name), f"torchvision's {backbone.name}"
-    else: weights = read_weights(weights)
+    else: weights, source = read_weights(weights), str(weights)
     state = convert_weights(weights, backbone)
     if module is backbone: state = {k.removeprefix("backbone."): v for k, v in state.items()}
     report = _compare(state, module, source)

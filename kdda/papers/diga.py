@@ -27,7 +27,7 @@ from ..learn import checkpoints
 from ..learn.fit import Method, Optim, Stage, of_all_processes
 from ..learn.losses import cross_entropy, ohem_cross_entropy, soft_cross_entropy
 from ..learn.pseudo_labels import BINS, LabelQuality, PseudoLabelled, class_thresholds, count_labels, images_in_order, multi_scale_logits, write_pseudo_labels
-from ..learn.rows import ABOVE_0, ROWS, SHARE, row
+from ..learn.rows import ABOVE_0, ROWS, SHARE, Between, row
 from ..learn.selftrain import ema_update, frozen_statistics, most_likely, teacher_mode
 from ..nets.heads import HEADS, Head, resize
 from ..nets.segmenter import read_weights, segmenter
@@ -215,7 +215,7 @@ def _views(self, batch):
     return source.image, second
 
 def _source_step(self, batch, backward):
-    "-> terms, first view, and the teacher's features and coarse logits of the second view (None without SKD)."
+    "-> terms, first view, second view, and the teacher's features and coarse logits of the second view (empty without SKD)."
     first, second = views = self.views(batch)
     label, taps, both = batch.source.label, {}, torch.cat(views) if self.skd or self.second_ce else None
     with contextlib.nullcontext() if self.bn_source else frozen_statistics(self.student):
@@ -393,13 +393,13 @@ def show_label_quality(rules, space):  # {rule: LabelQuality}, LabelSpace -> fig
     for what, ax in zip(("precision", "coverage"), axes):
         for k, (rule, q) in enumerate(rules.items()):
             ax.bar(np.arange(len(space)) + (k - (len(rules) - 1) / 2) * 0.84 / len(rules), 100 * getattr(q, what).nan_to_num().numpy(), 0.84 / len(rules), label=f"{rule} {100 * q.total[what]:.0f}")
-        ax.set(ylabel=f"{what} (%)"); ax.legend(fontsize=7, ncol=6, loc="upper center", bbox_to_anchor=(0.5, 1.22), frameon=False)
+        ax.set(ylabel=f"{what} (%)"); ax.legend(fontsize=7, ncol=len(rules), loc="upper center", bbox_to_anchor=(0.5, 1.22), frameon=False)
     axes[1].set_xticks(range(len(space)), space.classes, rotation=45, ha="right", fontsize=8)
     fig.tight_layout()
     return fig
 
 def show_label_steps(looks, space,                              # of a LabelProbe; LabelSpace
-                     rules=("prob", "feat", "threshold", "consensus"),
+                     rules=("prob", "feat", "threshold", "balanced", "consensus"),
                      steps=None):                               # of the looks; None: numbered -> figure
     "Precision and coverage of some rules, class by look; white where there is nothing to count."
     import matplotlib.pyplot as plt
@@ -517,6 +517,7 @@ class TranslatorGAN(Method):
     def step(self, batch, backward):
         n, l1, judges = self.nets, F.l1_loss, (self.nets["judge_source"], self.nets["judge_target"])
         s, t = (2 * to_rgb(x.image) - 1 for x in (batch.source, batch.target))
+        if odd := [x.shape[-2:] for x in (s, t) if any(side % 4 for side in x.shape[-2:])]: raise ValueError(f"images of {odd[0][0]}x{odd[0][1]}: the translator halves them twice, so height and width must be multiples of 4")
         fs, ft = n["encoder_source"](s), n["encoder_target"](t)
         as_target, as_source = n["decoder_target"](fs), n["decoder_source"](ft)
         for j in judges: j.requires_grad_(False)
@@ -579,7 +580,7 @@ def _settled(stages, **fixed):  # function of a row -> the same with some option
     settled.__signature__ = inspect.Signature(rest)
     return settled
 
-def _views_alone(task, skd=0.5, reverse=0.5, second_ce=0.0, beta=0.0, mode: MODES="clean", colours: tuple(COLOURS)="gta5", ohem=False, bn_target=False, teacher: TEACHERS="batch"):
+def _views_alone(task, skd=0.5, reverse=0.5, second_ce=0.0, beta: SHARE=0.0, mode: MODES="clean", colours: tuple(COLOURS)="gta5", ohem=False, bn_target=False, teacher: TEACHERS="batch"):
     "A warm-up without a translator."
     return [_warm_up(task, bn_target, skd=skd, reverse=reverse, second_ce=second_ce, beta=_beta(task, beta, 0.4), view=dict(mode=mode, **COLOURS[colours]), ohem=ohem, bn_target=bn_target, teacher=teacher)]
 
@@ -605,7 +606,7 @@ def gan_translator(run):  # finished Run of diga_skd_crdomix -> Translator
 _TRANSLATORS = (*TRANSLATORS, "gan", "none")
 
 @row("diga_skd_crdomix", "DiGA's full warm-up: symmetric distillation with the cross-domain mixture as second view, and target batch-norm statistics", against="diga_skd")
-def diga_skd_crdomix(task, translator: _TRANSLATORS="stats", skd=0.5, reverse=0.5, beta=0.0, mode: MODES="clean", colours: tuple(COLOURS)="gta5", ohem=False, bn_target=True, teacher: TEACHERS="batch", features="", identity=0.001, gan_share: ABOVE_0=0.625):
+def diga_skd_crdomix(task, translator: _TRANSLATORS="stats", skd=0.5, reverse=0.5, beta: SHARE=0.0, mode: MODES="clean", colours: tuple(COLOURS)="gta5", ohem=False, bn_target=True, teacher: TEACHERS="batch", features="", identity=0.001, gan_share: ABOVE_0=0.625):
     options = dict(skd=skd, reverse=reverse, beta=_beta(task, beta, 0.4), view=dict(mode=mode, **COLOURS[colours]), ohem=ohem, bn_target=bn_target, teacher=teacher)
     if translator != "gan": return [_warm_up(task, True, translator=TRANSLATORS.get(translator), **options)]
     def make(_):
@@ -621,19 +622,20 @@ def diga_skd_crdomix(task, translator: _TRANSLATORS="stats", skd=0.5, reverse=0.
 # %% ../../nbs/papers/31_diga.ipynb #4126ee89
 SELECTS = ("all", "fixed", "balanced")
 
-def _rounds(task, labels="consensus", translator: _TRANSLATORS="stats", skd=0.25, rounds=2, select: SELECTS="fixed", threshold: SHARE=0.9, recompute_centroids=False, warm_share: SHARE=0.0, warm_skd=0.5, reverse=0.5,
-            bn_target=True, beta=0.0, mode: MODES="clean", colours: tuple(COLOURS)="gta5", ohem=False, teacher: TEACHERS="batch", features="", identity=0.001, gan_share: ABOVE_0=0.625):
-    "Self-training stages after a warm-up in a run of its own; the budget counts both."
+def _rounds(task, labels="consensus", translator: _TRANSLATORS="stats", skd=0.25, rounds: Between(1)=2, select: SELECTS="fixed", threshold: SHARE=0.9, recompute_centroids=False, warm_share: SHARE=0.0, warm_skd=0.5, reverse=0.5,
+            bn_target=True, beta: SHARE=0.0, mode: MODES="clean", colours: tuple(COLOURS)="gta5", ohem=False, teacher: TEACHERS="batch", features="", identity=0.001, gan_share: ABOVE_0=0.625):
+    "Self-training stages after a warm-up in a run of its own; the budget counts both. `colours` are the warm-up's: self-training takes the usual ones, as released."
     total, warm = task.steps, max(1, round(task.steps * (warm_share or (1 / 3 if task.scale.name == "paper" else 0.7))))
+    if total - warm < rounds: raise ValueError(f"{total} steps leave {max(0, total - warm)} after a warm-up of {warm}, and {rounds} rounds need at least one each: give more steps, or a smaller warm_share")
     box = task.scale.target_box
     frames = Resized(Unlabelled(task.data("target")), box) if box else Unlabelled(task.data("target"))
-    shared = dict(labels=labels, skd=skd, reverse=reverse, beta=_beta(task, beta, 0.3), target_beta=_beta(task, beta, 0.3), view=dict(mode=mode, **COLOURS[colours]), ohem=ohem, teacher=teacher, bn_source=task.scale.bn_source,
+    shared = dict(labels=labels, skd=skd, reverse=reverse, beta=_beta(task, beta, 0.3), target_beta=_beta(task, beta, 0.3), view=dict(mode=mode), ohem=ohem, teacher=teacher, bn_source=task.scale.bn_source,
                   momentum=min(0.5, 1e-4 * 80_000 * rounds / (total - warm)))
     scales = stored_scales(task)
     def begin(before, r):
         folder = task.folder / f"round_{r}"
         if before is None:
-            options = dict(translator=translator, skd=warm_skd, reverse=reverse, mode=mode, colours=colours, ohem=ohem, bn_target=bn_target, teacher=teacher, features=features, identity=identity, gan_share=gan_share)
+            options = dict(translator=translator, skd=warm_skd, reverse=reverse, beta=beta, mode=mode, colours=colours, ohem=ohem, bn_target=bn_target, teacher=teacher, features=features, identity=identity, gan_share=gan_share)
             run = task.finished_run("diga_skd_crdomix", steps=warm, options=options)
             net, translate = run.load_student(), gan_translator(run) if translator == "gan" else TRANSLATORS.get(translator)
             if torch.cuda.is_available(): net = net.cuda()
@@ -659,7 +661,7 @@ _one_round = dict(rounds=1, recompute_centroids=False)
 diga_prob = row("diga_prob", "self-training on the classifier's labels, all pixels", against="diga_skd_crdomix")(_settled(_rounds, labels="prob", skd=0.0, **_one_round, **_all_pixels))
 diga_feat = row("diga_feat", "self-training on feature-induced labels, all pixels", against="diga_prob")(_settled(_rounds, labels="feat", skd=0.0, **_one_round, **_all_pixels))
 diga_threshold = row("diga_threshold", "self-training on the classifier's labels above a threshold, fixed or class-balanced", against="diga_prob")(_settled(_rounds, labels="prob", skd=0.0, **_one_round))
-diga_consensus = row("diga_consensus", "self-training on bilateral-consensus labels", against="diga_threshold (threshold=0.55)")(_settled(_rounds, labels="consensus", skd=0.0, **_one_round, **_all_pixels))
+diga_consensus = row("diga_consensus", "self-training on bilateral-consensus labels", against="diga_threshold")(_settled(_rounds, labels="consensus", skd=0.0, **_one_round, **_all_pixels))
 diga_consensus_skd = row("diga_consensus_skd", "self-training on bilateral-consensus labels + symmetric distillation, one round", against="diga_consensus")(_settled(_rounds, labels="consensus", **_one_round, **_all_pixels))
 diga = row("diga", "DiGA, all of it: warm-up, consensus labels, symmetric distillation, two rounds", against="diga_consensus_skd")(_settled(_rounds, labels="consensus", **_all_pixels))
 
@@ -676,13 +678,15 @@ def finished_round(run):  # finished Run of a self-training row -> {when: (label
     warm = segmenter(run.student_name, len(run.space))
     warm.load_state_dict(load_file(run.folder.parent.parent / need["method"] / need["run_id"] / "student.safetensors"))
     first = (warm, copy.deepcopy(warm), early["first_centroids"].cpu(), early["count"].cpu() > 0)
-    return {"start of round 1": first, f"end of round {len(folders)}": (part("student"), part("teacher"), state["centroids"].cpu(), seen)}
+    last = (part("student"), part("teacher"), state["centroids"].cpu(), seen)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {when: tuple(x.to(device) for x in parts) for when, parts in (("start of round 1", first), (f"end of round {len(folders)}", last))}
 
 # %% ../../nbs/papers/31_diga.ipynb #c61b1614
 _OFFICIAL = dict(translator="gan", mode="official", teacher="official", skd=0.25, warm_skd=0.5, reverse=0.5)   # of `diga`
-RECIPES = {"gta2cityscapes": dict(steps=240_000, options=_OFFICIAL),
-           "synthia2cityscapes": dict(steps=220_000, options=_OFFICIAL | dict(warm_skd=0.25, reverse=0.25, ohem=True, warm_share=60 / 220, colours="synthia", identity=0.025, gan_share=50 / 60)),
-           "cityscapes2acdc": dict(steps=240_000, options=_OFFICIAL), "cityscapes2darkzurich": dict(steps=240_000, options=_OFFICIAL)}
+_RECIPE = dict(student="resnet101_caffe_d8+gnaspp", steps=240_000, options=_OFFICIAL)
+RECIPES = {"gta2cityscapes": _RECIPE, "cityscapes2acdc": _RECIPE, "cityscapes2darkzurich": _RECIPE,
+           "synthia2cityscapes": _RECIPE | dict(steps=220_000, options=_OFFICIAL | dict(warm_skd=0.25, reverse=0.25, ohem=True, warm_share=60 / 220, colours="synthia", identity=0.025, gan_share=50 / 60))}
 
 def recipe_options(recipe, name):  # of RECIPES, of a row -> its options
     "What a recipe of the whole method says to one row of the ladder: a row that is a warm-up takes the warm-up's weight."

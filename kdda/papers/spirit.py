@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MIXES', 'ZOOM', 'BACKS', 'KINDS', 'PLACES', 'RATIO', 'conv3x3', 'PooledNorm', 'DeepLabV3Head', 'grouped',
-           'NarrowBlock', 'from_torchvision', 'load_pretrained', 'spliced', 'renewed', 'imitation', 'ExplainedShare',
-           'width_at', 'Imitation', 'Pool', 'Balanced', 'Party', 'Transfer', 'drawn', 'few_labels', 'extra_images',
-           'pretrained', 'stream', 'make_pool', 'imitation_optim', 'transfer', 'fewshot', 'ftt', 'fewshot_kd', 'esd',
-           'sd', 'fitnets', 'esd_unrelated', 'image_party', 'image_scores', 'hp_accuracy', 'hp_threshold',
-           'segmentation_variance', 'precision_table', 'print_precision', 'show_precision']
+           'NarrowBlock', 'from_torchvision', 'load_pretrained', 'spliced', 'renewed', 'imitation', 'compared',
+           'ExplainedShare', 'width_at', 'Imitation', 'Pool', 'Balanced', 'Party', 'Transfer', 'drawn', 'few_labels',
+           'extra_images', 'pretrained', 'stream', 'make_pool', 'imitation_optim', 'transfer', 'fewshot', 'ftt',
+           'fewshot_kd', 'esd', 'sd', 'fitnets', 'esd_unrelated', 'image_party', 'image_scores', 'hp_accuracy',
+           'hp_threshold', 'segmentation_variance', 'precision_table', 'print_precision', 'show_precision']
 
 # %% ../../nbs/papers/34_spirit.ipynb #9aa687a3
 import math, re
@@ -26,7 +26,7 @@ from ..learn.dense_kd import Adapter, DenseKD, Memory
 from ..learn.fit import Method, Optim, Stage, to_device
 from ..learn.losses import cross_entropy, feature_mse
 from ..learn.metrics import Tally, image_iou
-from ..learn.rows import ABOVE_0, BELOW_1, SHARE, Between, row, seeded
+from ..learn.rows import ABOVE_0, BELOW_1, ROWS, SHARE, Between, row, seeded
 from ..nets.backbones import BACKBONES, Backbone, BasicBlock, Bottleneck, resnet
 from ..nets.heads import HEADS, Head
 from ..nets.segmenter import convert_weights, load_weights, read_weights, segmenter
@@ -92,7 +92,7 @@ def from_torchvision(state,     # {key: tensor} of torchvision's DeepLabV3
     out = convert_weights({k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}, backbone)
     for key, value in state.items():
         if key.startswith("classifier."):
-            old, ours = next((o, n) for o, n in _head_names if re.match(o, key.removeprefix("classifier.")))
+            old, ours = next(((o, n) for o, n in _head_names if re.match(o, key.removeprefix("classifier."))), ("", ""))   # another head's: the report will say so
             out["head." + re.sub(f"^{old}", ours, key.removeprefix("classifier."))] = value
     return out
 
@@ -104,7 +104,7 @@ def load_pretrained(name,       # of the network, backbone+head
     state = read_weights(path)
     whole = "classifier.4.weight" in state
     net = segmenter(name, len(state["classifier.4.weight"]) if whole else n_classes)
-    if whole: load_weights(net, from_torchvision(state, net.backbone))
+    if whole: load_weights(net, from_torchvision(state, net.backbone), source=path)
     else: load_weights(net.backbone, path)
     return net
 
@@ -143,8 +143,9 @@ def imitation(student, teacher,  # maps [B,C,h,w] of one shape; the teacher's is
              ):                  # -> scalar: mean over images, channels and places
     "How far the student's front is from the teacher's (SD; the distance is our choice)."
     if kind not in ("mse", "l2_channel"): raise ValueError(f'imitation is "mse" or "l2_channel", not {kind!r}')
-    if kind == "l2_channel": student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
-    return feature_mse(student, teacher)
+    return feature_mse(*compared(student, teacher, kind))
+
+def compared(student, teacher, kind): return (F.normalize(student, dim=1), F.normalize(teacher, dim=1)) if kind == "l2_channel" else (student, teacher)   # the maps as the distance sees them
 
 # %% ../../nbs/papers/34_spirit.ipynb #43347ea0
 class ExplainedShare(Tally):
@@ -194,7 +195,8 @@ class Imitation(Method):
     def step(self, batch, backward):
         loss, got, wanted = self.imitate(batch.pool, batch.generator)
         backward(loss, "mimic")
-        return {"mimic": loss, "explained": ExplainedShare(wanted.shape[1]).update(got, wanted).share}
+        share = ExplainedShare(wanted.shape[1]).update(*compared(got, wanted, self.kind)).share
+        return {"mimic": loss} | ({"explained": share} if math.isfinite(share) else {})
 
     def imitate(self, data, g):  # -> loss, student's map, teacher's map
         image, ask = (data.image, self.memory) if self.zoom is None else (random_scale(data.image, None, g, self.zoom)[0], self.answer)
@@ -210,7 +212,7 @@ class Imitation(Method):
         for raw in in_order(dataset, labelled=False):    # one by one: real frames differ in size
             x = to_device(raw, next(self.parameters()).device).image
             wanted = self.nets["teacher"](x).map
-            tally = (tally if tally.settings["channels"] else ExplainedShare(wanted.shape[1])).update(self.nets["adapter"](self.parts[0](x).map, wanted), wanted)
+            tally = (tally if tally.settings["channels"] else ExplainedShare(wanted.shape[1])).update(*compared(self.nets["adapter"](self.parts[0](x).map, wanted), wanted, self.kind))
         return tally.share
 
 # %% ../../nbs/papers/34_spirit.ipynb #97b9a432
@@ -386,7 +388,8 @@ def ftt(task, budget=64, draw=-1, split: PLACES="stage3", hold: SHARE=0.1, front
 
 @row("fewshot_kd", "fewshot with Hinton's distillation from a large network that another row has fine-tuned", teacher=True, against="fewshot")
 def fewshot_kd(task, budget=64, draw=-1, of="ftt", temperature: ABOVE_0=4.0, weight=1.0):
-    teacher = lambda: task.finished(of, student=task.teacher_name, weights=task.teacher_weights, options=dict(budget=budget, draw=draw))
+    few = {k: v for k, v in dict(budget=budget, draw=draw).items() if k in ROWS[of].options}
+    teacher = lambda: task.finished(of, student=task.teacher_name, weights=task.teacher_weights, options=few)
     distil = lambda _: DenseKD(task.net(), teacher(), "kl", weight, photo=task.scale.photo, zoom=ZOOM, denominator="valid", temperature=temperature)
     return [Stage("distil", distil, {"target": stream(task, few_labels(task, budget, draw), "few, all", labelled=True)}, task.steps)]
 
@@ -406,6 +409,7 @@ def esd(task, budget=64, draw=-1, r: RATIO=16, proximity="proximity", mix: tuple
         def both(_): return Transfer((guide := pair()).student, split, guide=guide, mimic=joint, photo=s.photo, zoom=ZOOM)
         return [Stage("joint", both, {"target": stream(task, few, "few, all", labelled=True), "pool": images}, task.steps, {"optim": {"main": s.optim, "front": s.optim}})]
     first = round(share * task.steps)
+    if first == task.steps and back != "teacher": raise ValueError(f"share = {share} leaves no step with labels out of {task.steps}: give more steps, or a smaller share")
     frames = {"target": task.data("val"), **({proximity: Subset(left, range(min(50, len(left))))} if left else {})}
     held_out = lambda m: {f"explained/{name}": m.explained(make_pool(task, data)) for name, data in frames.items()}
     imitate = Stage("imitate", lambda _: pair(), {"pool": images}, first, {"evaluate": held_out, "optim": {"main": imitation_optim(task)}})
