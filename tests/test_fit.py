@@ -55,6 +55,10 @@ def test_a_broken_image_stops_the_run_with_its_name():
         def image(self, i): raise OSError("image file is truncated")
     with pytest.raises(ValueError, match="void/.*truncated"): fit(Supervised(net()), {"source": Stream(Broken(), 2)}, 2, progress=False)
 
+def test_a_stream_or_label_that_a_method_misses_is_named():
+    with pytest.raises(AttributeError, match="asks for 'target', and the batch has step, generator, source: give `fit` a stream of that name"): fit(SelfTraining(net()), {"source": source()}, 1, progress=False)
+    with pytest.raises(AttributeError, match="asks for 'label', and the batch has image, keys: its stream is not a labelled one"): fit(Supervised(net()), {"source": source(labelled=False)}, 1, progress=False)
+
 def test_unknown_optimiser_and_precision_are_refused():
     class Two(Supervised):
         def groups(self): return {"main": [self.student], "critic": [torch.nn.Linear(1, 1)]}

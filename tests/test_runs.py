@@ -117,6 +117,9 @@ def test_a_test_frame_without_its_label_is_found_before_training(tmp_path):
     with pytest.raises(DataError, match="gtFine/val"): execute(run, progress=False)
     assert not list(run.folder.rglob("checkpoints"))
 
+def test_a_run_that_is_not_finished_has_no_student():
+    with pytest.raises(FileNotFoundError, match="student.safetensors: not there yet; `execute` this run first"): Run("dacs", out="/nowhere", **SMALL).load_student()
+
 def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for layout in ("gta5", "cityscapes"): (tmp_path / "data" / layout).mkdir(parents=True)
