@@ -64,7 +64,7 @@ CLAIMS = (
         ("labels within the annotators' sets beat free ones", "summary", "lsu", "lsu_unconstrained"),
         ("and beat a mapping that picks one class for each word", "inferred", "lsu", "lsu_naive"),
         ("a teacher that chooses within the sets beats a loss over them", "inferred", "lsu", "lsu_partial"))),
-    *(Claim("Spirit", words, source, better + few, than + few, scenarios) for few, scenarios in (("", ("fewshot_city", "fewshot_camvid")), (" (budget=16)", ("fewshot_city",))) for words, source, better, than in (
+    *(Claim("Spirit", words, source, better + few, than + few, scenarios) for few, scenarios in (("", ("fewshot_city", "fewshot_camvid")), (" (budget=16)", ("fewshot_city", "fewshot_objects"))) for words, source, better, than in (
         ("imitating a general front part beats training from scratch", "abstract", "sd", "fewshot"),
         ("images of a proximity domain add to it", "abstract", "esd", "sd"),
         ("images of an unrelated domain add less", "inferred", "esd", "esd_unrelated"))),
