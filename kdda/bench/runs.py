@@ -567,7 +567,7 @@ def ledger(out="runs"):  # -> list of dicts: folder, state, scale, scenario, met
         folder = params.parent
         p, m = (_read(f, load) if f.is_file() else None for f, load in ((params, yaml.safe_load), (folder / "metrics.json", json.loads)))
         state = "finished" if m else "failed" if (folder / "error.txt").is_file() else "unfinished"
-        found.append({"folder": str(folder), "state": state, **{k: p[k] for k in ("scale", "scenario", "method", "seed")}, "label": label({**p, "params": p}), "miou": m and m["scores"]["miou"]})
+        found.append({"folder": str(folder), "state": state, **{k: p[k] for k in ("scale", "scenario", "method", "seed")}, "label": label({**p, "params": {"options": {}, **p}}), "miou": m and m["scores"]["miou"]})
     return found
 
 def result_file(metrics, results="results"):  # metrics of a run -> path
