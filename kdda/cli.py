@@ -98,12 +98,12 @@ def sweep(args):
 def plan(args):
     from kdda.bench.sweep import plan, plan_sweep, read_sweep, show_plan
     changes = _pairs(args.parameters)
-    if args.what.endswith((".yaml", ".yml")): plan_sweep(read_sweep(args.what, **changes))
-    else:
-        found = plan({"method": args.what, **changes})
-        print(show_plan(found, changes.get("out", "runs")))
-        return 1 if "why" in found else 0
-    return 0
+    if args.what.endswith((".yaml", ".yml")):
+        plan_sweep(read_sweep(args.what, **changes))
+        return 0
+    found = plan({"method": args.what, **changes})
+    print(show_plan(found, changes.get("out", "runs")))
+    return 1 if "why" in found else 0
 
 # %% ../nbs/bench/43_command_line.ipynb #6c9428b7
 def check(args):

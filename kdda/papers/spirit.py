@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MIXES', 'ZOOM', 'BACKS', 'KINDS', 'PLACES', 'RATIO', 'conv3x3', 'PooledNorm', 'DeepLabV3Head', 'grouped',
-           'NarrowBlock', 'from_torchvision', 'load_pretrained', 'spliced', 'renewed', 'imitation', 'compared',
-           'ExplainedShare', 'width_at', 'Imitation', 'Pool', 'Balanced', 'Party', 'Transfer', 'drawn', 'few_labels',
-           'extra_images', 'pretrained', 'stream', 'make_pool', 'imitation_optim', 'transfer', 'fewshot', 'ftt',
-           'fewshot_kd', 'esd', 'sd', 'fitnets', 'esd_unrelated', 'image_party', 'image_scores', 'hp_accuracy',
-           'hp_threshold', 'segmentation_variance', 'precision_table', 'print_precision', 'show_precision']
+           'NarrowBlock', 'from_torchvision', 'load_pretrained', 'spliced', 'renewed', 'imitation', 'ExplainedShare',
+           'width_at', 'Imitation', 'Pool', 'Balanced', 'Party', 'Transfer', 'drawn', 'few_labels', 'extra_images',
+           'pretrained', 'stream', 'make_pool', 'imitation_optim', 'transfer', 'fewshot', 'ftt', 'fewshot_kd', 'esd',
+           'sd', 'fitnets', 'esd_unrelated', 'image_party', 'image_scores', 'hp_accuracy', 'hp_threshold',
+           'segmentation_variance', 'precision_table', 'print_precision', 'show_precision']
 
 # %% ../../nbs/papers/34_spirit.ipynb #9aa687a3
 import math, re
@@ -143,9 +143,9 @@ def imitation(student, teacher,  # maps [B,C,h,w] of one shape; the teacher's is
              ):                  # -> scalar: mean over images, channels and places
     "How far the student's front is from the teacher's (SD; the distance is our choice)."
     if kind not in ("mse", "l2_channel"): raise ValueError(f'imitation is "mse" or "l2_channel", not {kind!r}')
-    return feature_mse(*compared(student, teacher, kind))
+    return feature_mse(*_compared(student, teacher, kind))
 
-def compared(student, teacher, kind): return (F.normalize(student, dim=1), F.normalize(teacher, dim=1)) if kind == "l2_channel" else (student, teacher)   # the maps as the distance sees them
+def _compared(student, teacher, kind): return (F.normalize(student, dim=1), F.normalize(teacher, dim=1)) if kind == "l2_channel" else (student, teacher)   # the maps as the distance sees them
 
 # %% ../../nbs/papers/34_spirit.ipynb #43347ea0
 class ExplainedShare(Tally):
@@ -195,7 +195,7 @@ class Imitation(Method):
     def step(self, batch, backward):
         loss, got, wanted = self.imitate(batch.pool, batch.generator)
         backward(loss, "mimic")
-        share = ExplainedShare(wanted.shape[1]).update(*compared(got, wanted, self.kind)).share
+        share = ExplainedShare(wanted.shape[1]).update(*_compared(got, wanted, self.kind)).share
         return {"mimic": loss} | ({"explained": share} if math.isfinite(share) else {})
 
     def imitate(self, data, g):  # -> loss, student's map, teacher's map
@@ -212,7 +212,7 @@ class Imitation(Method):
         for raw in in_order(dataset, labelled=False):    # one by one: real frames differ in size
             x = to_device(raw, next(self.parameters()).device).image
             wanted = self.nets["teacher"](x).map
-            tally = (tally if tally.settings["channels"] else ExplainedShare(wanted.shape[1])).update(*compared(self.nets["adapter"](self.parts[0](x).map, wanted), wanted, self.kind))
+            tally = (tally if tally.settings["channels"] else ExplainedShare(wanted.shape[1])).update(*_compared(self.nets["adapter"](self.parts[0](x).map, wanted), wanted, self.kind))
         return tally.share
 
 # %% ../../nbs/papers/34_spirit.ipynb #97b9a432
