@@ -265,7 +265,7 @@ def evaluate(net,             # Segmenter
         ids = range(lo, min(lo + batch_size, len(dataset)))
         image = torch.from_numpy(np.stack([dataset.image(i) for i in ids])).to(device).permute(0, 3, 1, 2)
         label = torch.from_numpy(np.stack([dataset.label(i) for i in ids])).to(device)
-        x = normalize(image).contiguous(memory_format=torch.channels_last)
+        x = normalize(image)
         logits = net(x).float()
         certainty = (certainty or Certainty(logits.shape[1])).update(logits)
         if teacher: agree += (teacher(x).argmax(1) == logits.argmax(1)).float().mean((1, 2)).tolist()

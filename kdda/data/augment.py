@@ -23,18 +23,13 @@ def _mean_std(device, scale=1.):
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training later
         return [torch.tensor(v, device=device).mul_(scale).view(1, 3, 1, 1) for v in (MEAN, STD)]
 
-def _like(out, x):
-    "`out` in the memory format of `x`."
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return out.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
 # %% ../../nbs/data/04_augment.ipynb #fc2ba1f6
 def normalize(image: Tensor,  # uint8 [B,3,H,W]
              ) -> Tensor:     # float32 [B,3,H,W], ImageNet mean 0 and standard deviation 1
-    "Bytes to what a network reads; the memory format stays."
+    "Bytes to what a network reads, in planes."
     if image.dtype != torch.uint8: raise TypeError(f"normalize wants uint8 images 0..255, not {image.dtype}: are they normalised already?")
     mean, std = _mean_std(image.device, 255.)
-    return _like(image.contiguous().float().sub_(mean).div_(std), image)
+    return image.contiguous().float().sub_(mean).div_(std)
 
 # %% ../../nbs/data/04_augment.ipynb #26952883
 def denormalize(x: Tensor,  # float [B,3,H,W], normalised
@@ -62,7 +57,7 @@ def hflip(image: Tensor,         # [B,3,H,W], any dtype
          ) -> tuple[Tensor, Tensor | None]:
     "Mirror some images of a batch left to right, each with its label."
     flip = _rand(generator, image.device, len(image)) < p
-    image = _like(torch.where(flip.view(-1, 1, 1, 1), image.flip(-1), image), image)
+    image = torch.where(flip.view(-1, 1, 1, 1), image.flip(-1), image)
     return image, label if label is None else torch.where(flip.view(-1, 1, 1), label.flip(-1), label)
 
 # %% ../../nbs/data/04_augment.ipynb #9881616a
@@ -73,7 +68,7 @@ def _where(mask, a, b):
     if a.dtype != b.dtype or a.device.type != "cpu" or a.requires_grad or b.requires_grad: return torch.where(mask, a, b)
     bits = _INTEGERS[a.element_size()]
     x, y = a.view(bits), b.view(bits)
-    return ((x ^ y) & mask.to(bits).neg_()).bitwise_xor_(y).view(a.dtype)
+    return (x ^ y).bitwise_and_(mask.to(bits).neg_()).bitwise_xor_(y).view(a.dtype)
 
 def mix(mask: Tensor,  # bool [B,H,W]
         a, b,          # [B,3,H,W] or [B,H,W] tensors, or plain numbers
@@ -81,7 +76,7 @@ def mix(mask: Tensor,  # bool [B,H,W]
     "Paste `a` over `b`: images, labels, weights, or a number such as 0 or `IGNORE`."
     like = a if isinstance(a, Tensor) else b
     a, b = (v if isinstance(v, Tensor) else torch.full((), v, dtype=like.dtype, device=like.device) for v in (a, b))
-    return _like(_where(mask[:, None] if like.ndim == 4 else mask, a, b), like)
+    return _where(mask[:, None] if like.ndim == 4 else mask, a, b)
 
 # %% ../../nbs/data/04_augment.ipynb #19783bbb
 def resized_crop(image: Tensor,           # [B,3,H,W], uint8 or float
@@ -98,9 +93,9 @@ def resized_crop(image: Tensor,           # [B,3,H,W], uint8 or float
     inside = (grid.abs() <= 1).all(-1)
     out = F.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
     out = mix(inside, out if image.is_floating_point() else out.round_().to(image.dtype), 0)
-    if label is None: return _like(out, image), None
+    if label is None: return out, None
     label = F.grid_sample(label[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)[:, 0].to(label.dtype)
-    return _like(out, image), mix(inside, label, IGNORE)
+    return out, mix(inside, label, IGNORE)
 
 # %% ../../nbs/data/04_augment.ipynb #0cd6d29e
 def random_resized_crop(image: Tensor, label: Tensor | None, generator,
@@ -136,7 +131,7 @@ def random_crop(image: Tensor, label: Tensor | None, generator,
     rows = (u[0] * (H - size[0] + 1)).long()[:, None] + torch.arange(size[0], device=image.device)
     cols = (u[1] * (W - size[1] + 1)).long()[:, None] + torch.arange(size[1], device=image.device)
     at = torch.arange(B, device=image.device).view(-1, 1, 1), rows[:, :, None], cols[:, None, :]
-    return _like(image.permute(0, 2, 3, 1)[at].permute(0, 3, 1, 2), image), label if label is None else label[at]
+    return image.permute(0, 2, 3, 1)[at].permute(0, 3, 1, 2).contiguous(), label if label is None else label[at]
 
 # %% ../../nbs/data/04_augment.ipynb #20734c42
 def adjust_brightness(x: Tensor,  # float [B,3,H,W], RGB on 0..1
@@ -157,8 +152,9 @@ def adjust_saturation(x: Tensor,  # float [B,3,H,W], RGB on 0..1
                      ) -> Tensor:
     "Multiply the saturation of HSV and clamp it; hue and value stay."
     value = x.amax(1, keepdim=True)
-    limit = value / (value - x.amin(1, keepdim=True)).clamp_(min=1e-8)   # 1/S: no pixel gets more than fully saturated
-    return torch.addcmul(value, x - value, torch.minimum(limit, torch.ones_like(limit) * _per_image(factor, x)))
+    below = x - value
+    limit = value / below.amin(1, keepdim=True).neg_().clamp_(min=1e-8)   # 1/S: no pixel gets more than fully saturated
+    return torch.addcmul(value, below, torch.minimum(limit, torch.as_tensor(_per_image(factor, x), dtype=x.dtype, device=x.device)))
 
 def adjust_hue(x: Tensor,  # float [B,3,H,W], RGB on 0..1
                turn,       # number or [B], share of the colour circle
@@ -168,7 +164,8 @@ def adjust_hue(x: Tensor,  # float [B,3,H,W], RGB on 0..1
     value = x.amax(1)
     chroma = value - x.amin(1)
     safe = chroma.clamp(min=1e-8)
-    sixth = _where(value == r, (g - b) / safe, _where(value == g, (b - r) / safe + 2, (r - g) / safe + 4))
+    red, green = ((value - c).eq_(0) for c in (r, g))   # 1 or 0: which colour is the strongest
+    sixth = torch.lerp(torch.lerp((r - g).div_(safe).add_(4), (b - r).div_(safe).add_(2), green), (g - b).div_(safe), red)
     sixth += 6 * _per_image(turn, sixth)
     k = torch.stack([sixth + 5, sixth + 3, sixth + 1], 1)
     k.sub_((k / 6).floor_(), alpha=6)
@@ -202,8 +199,9 @@ def gaussian_blur(x: Tensor,        # float [B,3,H,W]
     w = torch.exp(-.5 * (torch.arange(radius + 1, device=x.device) / sigma) ** 2)
     w = (w / (2 * w.sum(1, keepdim=True) - 1)).to(x.dtype)
     if min(x.shape[-2:]) <= radius: raise ValueError(f"images of {x.shape[-2]}x{x.shape[-1]} are too small for a blur of radius {radius}")
-    for dim, pad in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
-        n, padded = x.shape[dim], F.pad(x, pad, mode="reflect")
+    x = F.pad(x, (radius,) * 4, mode="reflect")
+    for dim in (2, 3):
+        padded, n = x, x.shape[dim] - 2 * radius
         x = padded.narrow(dim, radius, n) * w[:, 0].view(-1, 1, 1, 1)
         for k in range(1, radius + 1):
             x.addcmul_(padded.narrow(dim, radius - k, n) + padded.narrow(dim, radius + k, n), w[:, k].view(-1, 1, 1, 1))
@@ -225,7 +223,7 @@ def photometric(x: Tensor,                                # float [B,3,H,W], nor
                 blur: tuple[float, float] = (.15, 1.15),  # range of the blur's sigma, pixels
                 p_jitter: float = .8, p_blur: float = .5, p_gray: float = 0.,
                 shared: bool = True,                      # one decision and one sigma for the whole batch (DAFormer), or each image's own
-               ) -> Tensor:                               # float [B,3,H,W], normalised, same memory format
+               ) -> Tensor:                               # float [B,3,H,W], normalised
     "Disturb colours and sharpness of normalised images: jitter, grayscale, blur (DAFormer's strong augmentation by default)."
     mean, std = _mean_std(x.device)
     out = torch.addcmul(mean, x.contiguous(), std).clamp_(0, 1)
@@ -233,23 +231,23 @@ def photometric(x: Tensor,                                # float [B,3,H,W], nor
     out = _sometimes(out, p_gray, shared, generator, grayscale)
     out = (out - mean).div_(std)
     sigma = blur[0] + (blur[1] - blur[0]) * _rand(generator, x.device, 1 if shared else len(x))
-    return _like(_sometimes(out, p_blur, shared, generator, lambda x: gaussian_blur(x, sigma, max(1, int(3.5 * blur[1])))), x)
+    return _sometimes(out, p_blur, shared, generator, lambda x: gaussian_blur(x, sigma, max(1, int(3.5 * blur[1]))))
 
 # %% ../../nbs/data/04_augment.ipynb #343c2ed8
 def class_mask(label: Tensor,               # uint8 [B,H,W]
                generator,                   # torch.Generator
                batch_classes: bool = False, # draw from the classes of the whole batch, as DAFormer does, not of each image
                void: bool = False,          # let IGNORE be drawn like a class, as DAFormer does
+               up: bool = True,             # round half of an odd number up, not down
               ) -> Tensor:                  # bool [B,H,W], True where the drawn classes are
-    "ClassMix: half of the classes of each image, rounded up, drawn without replacement."
+    "ClassMix: half of the classes of each image, drawn without replacement."
     flat = label.flatten(1).long()
-    present = torch.zeros(len(label), 256, dtype=torch.bool, device=label.device).scatter_(1, flat, True)
+    present = torch.zeros(len(label), 256, dtype=torch.bool, device=label.device).scatter_(1, flat, torch.ones_like(flat, dtype=torch.bool))
     if not void: present[:, IGNORE] = False
     if batch_classes: present = present.any(0, keepdim=True).expand_as(present)
     score = _rand(generator, label.device, *present.shape).masked_fill_(~present, 2.)
-    rank = score.argsort(1).argsort(1)
-    chosen = rank < (present.sum(1, keepdim=True) + 1) // 2
-    return chosen.gather(1, flat).view_as(label)
+    half = (present.sum(1, keepdim=True) + up) // 2
+    return (score < score.sort(1).values.gather(1, half)).gather(1, flat).view_as(label)
 
 # %% ../../nbs/data/04_augment.ipynb #aae65b8e
 def block_mask(shape: tuple,          # (B, ..., H, W)

@@ -41,13 +41,13 @@ class Uniform:
 # %% ../../nbs/data/05_batches.ipynb #bf5d710b
 def _read(dataset, what, i):
     "`dataset.image(i)` or `.label(i)`; whatever goes wrong names the sample or its file."
-    where = f"{dataset.name}, {what} of {dataset.key(i)} (sample {i})"
+    def where(): return f"{dataset.name}, {what} of {dataset.key(i)} (sample {i})"
     try: a = getattr(dataset, what)(i)
     except Exception as e:
         if isinstance(e, DataError) and e.fix: raise     # it names its own file, and what to do
-        raise DataError(where, f"cannot be read: {type(e).__name__}: {e}", "repair it or drop it from the split") from e
+        raise DataError(where(), f"cannot be read: {type(e).__name__}: {e}", "repair it or drop it from the split") from e
     if a.dtype != np.uint8 or a.ndim != (3 if what == "image" else 2) or a.shape[2:] not in ((), (3,)):
-        raise DataError(where, f"is {a.dtype} {list(a.shape)}", f"it must be uint8 {'[H,W,3]' if what == 'image' else '[H,W]'}")
+        raise DataError(where(), f"is {a.dtype} {list(a.shape)}", f"it must be uint8 {'[H,W,3]' if what == 'image' else '[H,W]'}")
     return a
 
 def _checked(dataset, label, i):
@@ -149,11 +149,14 @@ def place_crop(u,                     # [TRIES**2,2] numbers from U(0,1)
     return t, l
 
 # %% ../../nbs/data/05_batches.ipynb #5a928a27
-def _stack(dataset, arrays, indices, what):
+def _stack(dataset, arrays, indices, what, flipped):
     if len({a.shape for a in arrays}) > 1:
         raise DataError(dataset.name, f"{what}s of different sizes in one batch: " + ", ".join(f"{dataset.key(i)} {a.shape[0]}x{a.shape[1]}"
                         for i, a in zip(indices, arrays)), "give crop=, resize with size=, or use batch_size=1")
-    return torch.from_numpy(np.stack(arrays))
+    out = torch.from_numpy(np.stack(arrays))
+    each = out.unbind()
+    for k in flipped: each[k].copy_(each[k].flip(1))   # NumPy takes several times as long
+    return out
 
 # %% ../../nbs/data/05_batches.ipynb #ffde2d98
 class Stream:
@@ -194,26 +197,25 @@ class Stream:
         mine = slice(self.rank * share, (self.rank + 1) * share)
         indices, wanted = self._pick(range(position * self.batch_size, (position + 1) * self.batch_size)[mine], u[mine])
         images, labels = zip(*(self._sample(*a) for a in zip(indices, wanted, u[mine])))
-        out = {"image": _stack(self.dataset, images, indices, "image").permute(0, 3, 1, 2)}
-        if self.labelled: out["label"] = _stack(self.dataset, labels, indices, "label")
+        flipped = np.flatnonzero(u[mine, 2] < .5) if self.flip else ()
+        out = {"image": _stack(self.dataset, images, indices, "image", flipped).permute(0, 3, 1, 2)}
+        if self.labelled: out["label"] = _stack(self.dataset, labels, indices, "label", flipped)
         return out | {"keys": [self.dataset.key(i) for i in indices], "position": position}
 
     def _sample(self, i, wanted, u):
         image = _read(self.dataset, "image", i)
         label = _read(self.dataset, "label", i) if self.labelled else None
-        where = f"{self.dataset.name}, {self.dataset.key(i)}"
         if label is not None and label.shape != image.shape[:2]:
-            raise DataError(where, f"the image is {image.shape[0]}x{image.shape[1]}, the label {label.shape[0]}x{label.shape[1]}", "repair it or drop it from the split")
-        image, label = self._cut(image, label, i, where, wanted, u[3:].reshape(-1, 2))
-        if self.flip and u[2] < .5: image, label = image[:, ::-1], None if label is None else label[:, ::-1]
+            raise DataError(f"{self.dataset.name}, {self.dataset.key(i)}", f"the image is {image.shape[0]}x{image.shape[1]}, the label {label.shape[0]}x{label.shape[1]}", "repair it or drop it from the split")
+        image, label = self._cut(image, label, i, wanted, u[3:].reshape(-1, 2))
         return image, None if label is None else _checked(self.dataset, label, i)
 
-    def _cut(self, image, label, i, where, wanted, u):
+    def _cut(self, image, label, i, wanted, u):
         "Resize and crop."
         if self.size: image, label = resize(image, self.size), None if label is None else resize(label, self.size)
         if not self.crop: return image, label
         (H, W), (h, w) = image.shape[:2], self.crop
-        if h > H or w > W: raise DataError(where, f"is {H}x{W}, smaller than the crop {h}x{w}", "use a smaller crop or size=")
+        if h > H or w > W: raise DataError(f"{self.dataset.name}, {self.dataset.key(i)}", f"is {H}x{W}, smaller than the crop {h}x{w}", "use a smaller crop or size=")
         t, l = place_crop(u, (H - h, W - w), self.crop, label, self.max_class_share, wanted, getattr(self.sampler, "min_crop_pixels", 0))
         return image[t:t + h, l:l + w], None if label is None else label[t:t + h, l:l + w]
 

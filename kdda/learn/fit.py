@@ -138,12 +138,10 @@ class Batch(SimpleNamespace):
         raise AttributeError(f"the method asks for {name!r}, and the batch has {', '.join(vars(self))}: " + ("its stream is not a labelled one" if name == "label" else "give `fit` a stream of that name"))
 
 def to_device(raw,            # dict from a stream: image uint8 [B,3,H,W], perhaps label uint8 [B,H,W]; keys
-              device, channels_last=True):  # -> Batch with image (float, normalised), label if there is one, keys
+              device):        # -> Batch with image (float, normalised), label if there is one, keys
     "One stream's batch on `device`, normalised."
     move = dict(device=device, non_blocking=True)
-    image = normalize(raw["image"].to(**move))
-    if channels_last: image = image.contiguous(memory_format=torch.channels_last)
-    out = Batch(image=image, keys=raw["keys"])
+    out = Batch(image=normalize(raw["image"].to(**move)), keys=raw["keys"])
     if "label" in raw: out.label = raw["label"].to(**move)
     return out
 
@@ -165,7 +163,7 @@ class _Step:
 
     def __call__(self, loss, name=None, retain_graph=False):
         self.calls += 1
-        if not torch.isfinite(loss): self.fail(f"{repr(name) if name else f'the loss of backward call {self.calls}'} is {loss.item()}")
+        if not math.isfinite(loss.item()): self.fail(f"{repr(name) if name else f'the loss of backward call {self.calls}'} is {loss.item()}")
         if loss.requires_grad: (loss / self.accumulate).backward(retain_graph=retain_graph)
 
     def log(self, terms):
@@ -328,7 +326,7 @@ def fit(method,                # what to train
         clip=None,             # largest norm of the gradient, over each optimiser's parameters
         precision="fp32",      # "fp32" or "bf16" (autocast)
         compile=False,         # `torch.compile` every network: slow first steps, then fewer and larger kernels
-        channels_last=True,    # memory format of images and convolution weights
+        channels_last=True,    # memory format of the networks' weights, and so of their maps
         device=None,           # default: this process's CUDA device if there is one, else the CPU
         evaluate=None,         # callable(method) -> {"val/miou": ..., ...}
         evaluate_every=None,   # steps between evaluations; None: only after the last step
@@ -353,6 +351,7 @@ def fit(method,                # what to train
     window, backward = [], _Step(accumulate)
     if missing := set(groups) - set(recipe): raise ValueError(f"no Optim for {sorted(missing)}: pass optim={{name: Optim(...)}}")
     optims = {k: recipe[k].build(g) for k, g in groups.items()}
+    params = {k: [p for g in o.param_groups for p in g["params"]] for k, o in optims.items()}
     identity = {"run": name, "method": type(method).__name__, "steps": steps, "seed": seed, "accumulate": accumulate, "clip": clip, "precision": precision,
                 "optim": {k: str(recipe[k]) for k in optims}, "world": world}
     with contextlib.ExitStack() as stack:
@@ -368,18 +367,17 @@ def fit(method,                # what to train
         for t in bar.bar:
             seed_all(fold_seed(seed, "dropout", t, rank))
             for name, o in optims.items():
-                o.zero_grad(set_to_none=True)
+                for p in params[name]: p.grad = None
                 for g in o.param_groups: g["lr"] = recipe[name].lr_at(t, steps) * g["lr_scale"]
             for micro in range(accumulate):
                 batch = Batch(step=t, generator=torch.Generator().manual_seed(fold_seed(seed, "augment", t, micro, rank)),
-                                        **{k: to_device(next(s), device, channels_last) for k, s in streams.items()})
+                                        **{k: to_device(next(s), device) for k, s in streams.items()})
                 backward.start(t, batch)
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                     window.append(backward.log(method.step(batch, backward)))
-            if world > 1 and optims: _average_gradients([p for o in optims.values() for g in o.param_groups for p in g["params"]])
-            for o in optims.values():
-                params = [p for g in o.param_groups for p in g["params"]]
-                if clip: nn.utils.clip_grad_norm_(params, clip)
+            if world > 1 and optims: _average_gradients(sum(params.values(), []))
+            for name, o in optims.items():
+                if clip: nn.utils.clip_grad_norm_(params[name], clip)
                 o.step()
             method.after_step(t)
             done, last = t + 1, t + 1 == steps

@@ -73,7 +73,7 @@ def images_in_order(frames, batch, device, workers=0, labelled=False):  # -> num
     "All frames in order, normalised, on `device`."
     start = 0
     for b in in_order(frames, batch, labelled, workers):
-        yield start, normalize(b["image"].to(device)).contiguous(memory_format=torch.channels_last), b
+        yield start, normalize(b["image"].to(device)), b
         start += len(b["image"])
 
 def _png(label):

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
-from ..data.augment import (MEAN, STD, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, gaussian_blur, grayscale, mix)
+from ..data.augment import (MEAN, STD, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, class_mask, gaussian_blur, grayscale, mix)
 from ..data.batches import Stream
 from ..data.datasets import Resized, Subset, Unlabelled, resize as resized
 from ..data.labels import IGNORE
@@ -35,10 +35,11 @@ from ..nets.segmenter import read_weights, segmenter
 # %% ../../nbs/papers/31_diga.ipynb #6ee75f81
 def _rand(generator, x, *shape): return torch.rand(shape, generator=generator, device=generator.device).to(x.device)
 
-def _sometimes(x, p, generator, f):
-    "`f(x)`, in place, for the images that a draw picks, each by itself."
-    picked = (_rand(generator, x, len(x)) < p).nonzero()[:, 0]
-    return x.index_copy_(0, picked, f(x[picked])) if len(picked) else x
+def _sometimes(images, p, generator, f):
+    "Replace those of a list of images that a draw picks, each by itself, by what `f` makes of them."
+    picked = [i for i, v in enumerate((torch.rand(len(images), generator=generator, device=generator.device) < p).tolist()) if v]
+    if picked:
+        for i, y in zip(picked, f(torch.stack([images[i] for i in picked]))): images[i] = y
 
 def _shift_colors(x, generator, strength):
     "Brightness, contrast, saturation, hue in one random order a batch, factors of each image's own."
@@ -51,11 +52,12 @@ def soften(x,       # float [B,3,H,W]
            factor,  # [B] in [0,1]: 1 leaves x, 0 is the 3x3 blur
           ):
     "What the official code calls sharpness: between `factor` 0 and 0.5 it is a mild blur; the border stays."
-    blurred, inner = x.clone(), x[..., 1:-1, 1:-1]
+    out, inner = x.clone(), x[..., 1:-1, 1:-1]
     columns = x[..., :-2, :] + x[..., 1:-1, :] + x[..., 2:, :]
     nine = columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:]
-    blurred[..., 1:-1, 1:-1] = nine.add_(inner, alpha=4).div_(13).clamp_(0, 1)   # centre 5, the others 1
-    return torch.lerp(blurred, x, factor.view(-1, 1, 1, 1))
+    blurred = nine.add_(inner, alpha=4).div_(13).clamp_(0, 1)   # centre 5, the others 1
+    out[..., 1:-1, 1:-1] = blurred.lerp_(inner, factor.view(-1, 1, 1, 1))
+    return out
 
 def disturb(x,             # float [B,3,H,W], RGB on 0..1
             generator,     # torch.Generator
@@ -63,10 +65,12 @@ def disturb(x,             # float [B,3,H,W], RGB on 0..1
             p_jitter=0.5, p_gray=0.3, p_blur=0.8, p_sharpness=0.3,  # SYNTHIA warm-up: p_jitter 0.7, p_gray 0.1; generalisation: p_sharpness 0
            ):
     "The disturbance A (released code)."
-    x = _sometimes(x.clone(), p_jitter, generator, lambda x: _shift_colors(x.clamp(0, 1), generator, strength))
-    x = _sometimes(x, p_gray, generator, grayscale)
-    x = _sometimes(x, p_blur, generator, lambda x: gaussian_blur(x, 2.0, radius=1))
-    return _sometimes(x, p_sharpness, generator, lambda x: soften(x, 0.5 * _rand(generator, x, len(x))))
+    images = list(x)
+    _sometimes(images, p_jitter, generator, lambda x: _shift_colors(x.clamp_(0, 1), generator, strength))
+    _sometimes(images, p_gray, generator, grayscale)
+    _sometimes(images, p_blur, generator, lambda x: gaussian_blur(x, 2.0, radius=1))
+    _sometimes(images, p_sharpness, generator, lambda x: soften(x, 0.5 * _rand(generator, x, len(x))))
+    return torch.stack(images)
 
 # %% ../../nbs/papers/31_diga.ipynb #d61e9bb4
 def _channels(values, x): return torch.tensor(values, device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
@@ -84,8 +88,7 @@ def domain_random(x,             # float [B,3,H,W], normalised
                  ):              # -> float [B,3,H,W], normalised
     "The photometric view beta N(A(x)) + (1 - beta) x (released code)."
     if mode == "clean":
-        plain = x.contiguous()   # planes: in one layout all of this takes half the time
-        return torch.empty_like(x).copy_(from_rgb(disturb(to_rgb(plain).clamp_(0, 1), generator, **options)).lerp_(plain, 1 - beta))
+        return from_rgb(disturb(to_rgb(x).clamp_(0, 1), generator, **options)).lerp_(x, 1 - beta)
     if mode != "official": raise ValueError(f'mode is "clean" or "official", not {mode!r}')
     mean = _channels(_MEAN_BGR, x)
     z = (255 * to_rgb(x).flip(1) - mean) / 128
@@ -107,12 +110,7 @@ def half_of_the_values(label,      # uint8 [B,H,W]
                        generator,  # torch.Generator
                       ):           # -> bool [B,H,W]
     "M: floor(K/2) of the K values in each label, 255 counted as one, drawn anew; void is always in (released code)."
-    flat = label.flatten(1).long()
-    present = torch.zeros(len(label), 256, dtype=torch.bool, device=label.device).scatter_(1, flat, True)
-    order = _rand(generator, label, *present.shape).masked_fill_(~present, 2.0).argsort(1).argsort(1)
-    chosen = order < present.sum(1, keepdim=True) // 2
-    chosen[:, IGNORE] = True
-    return chosen.gather(1, flat).view_as(label)
+    return class_mask(label, generator, void=True, up=False) | (label == IGNORE)
 
 def crdomix(augmented, translated,  # two renderings of the same images, [B,3,H,W]
             label, generator):      # uint8 [B,H,W] -> [B,3,H,W]
@@ -130,7 +128,7 @@ def translate_stats(image, target, generator):
     axes = _AXES.to(image)                     # [3,3], of RGB
     seen = axes * torch.tensor(STD).to(image)  # the same of normalised colours
     def stats(x):  # mean colour [B,3,1], standard deviation along each axis [B,3], colours without their mean [B,3,HW]
-        x = x.contiguous().flatten(2)
+        x = x.flatten(2)
         mean = x.mean(2, keepdim=True)
         x = x - mean
         return mean, torch.einsum("kc,bcd,kd->bk", seen, x @ x.mT / (x.shape[2] - 1), seen).clamp(min=0).sqrt(), x
@@ -138,7 +136,7 @@ def translate_stats(image, target, generator):
         (_, s, x), (mean, s2, _), partner = stats(image), stats(target), _partners(target, len(image), generator)
         matrix = torch.einsum("kc,bk,kd->bcd", axes, s2[partner] / s.clamp(min=1e-4), seen)   # one 3x3 an image
         out = torch.baddbmm(to_rgb(mean[partner, ..., None])[..., 0], matrix, x).clamp_(0, 1).view(image.shape)
-    return from_rgb(out).contiguous(memory_format=torch.channels_last)
+    return from_rgb(out)
 
 @torch.no_grad()
 def translate_fda(image, target, generator,
@@ -275,12 +273,12 @@ def feature_labels(feature,    # [B,D,h,w]
     length = centroids.square().sum(1).masked_fill_(~seen, torch.inf)
     with torch.autocast(rows.device.type, enabled=False):                  # a difference of squares wants all its digits
         distance = torch.addmm(length, rows, centroids.T, alpha=-2).add_(rows.square().sum(1, keepdim=True)).clamp_(min=0).sqrt_()
-    weight = F.softmin(distance, -1).view(len(feature), *feature.shape[2:], -1)
+    weight = distance.neg_().softmax(-1).view(len(feature), *feature.shape[2:], -1)
     return resize(weight.permute(0, 3, 1, 2), size).max(1).indices.to(torch.uint8)
 
 def consensus(prob, feat):  # uint8 [B,H,W] each -> uint8 [B,H,W]
     "The label both opinions share, 255 where they differ: no threshold, no confidence (released code)."
-    return torch.where(prob == feat, prob, IGNORE)
+    return mix(prob == feat, prob, IGNORE)
 
 def move_centroids(centroids, seen,   # [C,D], bool [C]; changed in place
                    means, counted,    # from `class_means`
@@ -308,9 +306,8 @@ class DiGA(WarmUp):
 
     @property
     def drift(self):
-        "How far the centroids have gone, relative to their length; mean over classes that have one."
-        seen = self.count > 0
-        return ((self.centroids - self.first_centroids).norm(dim=1) / self.first_centroids.norm(dim=1).clamp(min=1e-6))[seen].mean()
+        "How far the centroids have gone, all of them together, relative to their length."
+        return (self.centroids - self.first_centroids).norm() / self.first_centroids.norm().clamp(min=1e-6)
 
     def step(self, batch, backward):
         terms, first, second, taps = self.source_step(batch, backward)
@@ -319,20 +316,20 @@ class DiGA(WarmUp):
         view = domain_random(batch.target.image, batch.generator, self.target_beta, **self.view)
         loss = self.ce(self.student(mix(mask, first, view)), mix(mask, batch.source.label, label))
         backward(loss, "ce_mixed")
-        return terms | {"ce_mixed": loss, "labelled": (label != IGNORE).float().mean()} | ({} if self.labels == "prob" else {"drift": self.drift})
+        return terms | {"ce_mixed": loss, "labelled": (label ^ IGNORE).count_nonzero() / label.numel()} | ({} if self.labels == "prob" else {"drift": self.drift})
 
 # %% ../../nbs/papers/31_diga.ipynb #abcb49d1
 @torch.no_grad()
 def _target_labels(self, batch, second, source_taps):
     "Labels of the target batch; then the centroids move, target first."
-    net, C = self.nets["teacher"], len(self.centroids)
+    net, C, seen = self.nets["teacher"], len(self.centroids), self.count > 0
     feature, low = net(batch.target.image, taps=("fused", "logits_low"))[1].values()
-    feat = feature_labels(feature, self.centroids, self.count > 0, batch.target.image.shape[-2:])
+    feat = feature_labels(feature, self.centroids, seen, batch.target.image.shape[-2:])
     label = consensus(batch.target.label, feat) if self.labels == "consensus" else feat
     if not source_taps: source_taps = net(second, taps=("fused", "logits_low"))[1]
     for feature, low, target in ((feature, low, label), (source_taps["fused"], source_taps["logits_low"], batch.source.label)):
-        coarse, said = F.interpolate(target[:, None], low.shape[-2:]).squeeze(1), low.max(1).indices.to(torch.uint8)
-        move_centroids(self.centroids, self.count > 0, *map(of_all_processes, class_means(feature, consensus(coarse, said), C)), self.momentum)
+        coarse, said = F.interpolate(target[None], low.shape[-2:])[0], low.max(1).indices.to(torch.uint8)
+        move_centroids(self.centroids, seen, *map(of_all_processes, class_means(feature, consensus(coarse, said), C)), self.momentum)
     return label
 
 DiGA.target_labels = _target_labels
