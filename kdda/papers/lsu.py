@@ -178,7 +178,7 @@ class Mixture(Stream):
         super().__init__(Joined(datasets), batch_size, crop=size, sampler=Uniform() if shares is None else PerDataset(tuple(shares)), **options)
         self.shares = [crops.get(ds.name.split("/")[0], crops[""]) for ds in datasets]
 
-    def _cut(self, image, label, i, where, wanted, u):
+    def _cut(self, image, label, i, wanted, u):
         k, j = self.dataset.at(i)
         if hasattr(self.dataset.parts[k], "draw"): label = self.dataset.parts[k].draw(j, np.random.default_rng(u.ravel()[-4:].view(np.uint64)))
         for v in u.ravel()[:15].reshape(5, 3):
