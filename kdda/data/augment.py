@@ -23,13 +23,18 @@ def _mean_std(device, scale=1.):
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training later
         return [torch.tensor(v, device=device).mul_(scale).view(1, 3, 1, 1) for v in (MEAN, STD)]
 
+def _like(out, x):
+    "`out` in the memory format of `x`."
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return out.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
 # %% ../../nbs/data/04_augment.ipynb #fc2ba1f6
 def normalize(image: Tensor,  # uint8 [B,3,H,W]
              ) -> Tensor:     # float32 [B,3,H,W], ImageNet mean 0 and standard deviation 1
-    "Bytes to what a network reads, in planes."
+    "Bytes to what a network reads; the memory format stays."
     if image.dtype != torch.uint8: raise TypeError(f"normalize wants uint8 images 0..255, not {image.dtype}: are they normalised already?")
     mean, std = _mean_std(image.device, 255.)
-    return image.contiguous().float().sub_(mean).div_(std)
+    return _like(image.contiguous().float().sub_(mean).div_(std), image)
 
 # %% ../../nbs/data/04_augment.ipynb #26952883
 def denormalize(x: Tensor,  # float [B,3,H,W], normalised
@@ -57,7 +62,7 @@ def hflip(image: Tensor,         # [B,3,H,W], any dtype
          ) -> tuple[Tensor, Tensor | None]:
     "Mirror some images of a batch left to right, each with its label."
     flip = _rand(generator, image.device, len(image)) < p
-    image = torch.where(flip.view(-1, 1, 1, 1), image.flip(-1), image)
+    image = _like(torch.where(flip.view(-1, 1, 1, 1), image.flip(-1), image), image)
     return image, label if label is None else torch.where(flip.view(-1, 1, 1), label.flip(-1), label)
 
 # %% ../../nbs/data/04_augment.ipynb #9881616a
@@ -68,7 +73,7 @@ def _where(mask, a, b):
     if a.dtype != b.dtype or a.device.type != "cpu" or a.requires_grad or b.requires_grad: return torch.where(mask, a, b)
     bits = _INTEGERS[a.element_size()]
     x, y = a.view(bits), b.view(bits)
-    return (x ^ y).bitwise_and_(mask.to(bits).neg_()).bitwise_xor_(y).view(a.dtype)
+    return ((x ^ y) & mask.to(bits).neg_()).bitwise_xor_(y).view(a.dtype)
 
 def mix(mask: Tensor,  # bool [B,H,W]
         a, b,          # [B,3,H,W] or [B,H,W] tensors, or plain numbers
@@ -76,7 +81,7 @@ def mix(mask: Tensor,  # bool [B,H,W]
     "Paste `a` over `b`: images, labels, weights, or a number such as 0 or `IGNORE`."
     like = a if isinstance(a, Tensor) else b
     a, b = (v if isinstance(v, Tensor) else torch.full((), v, dtype=like.dtype, device=like.device) for v in (a, b))
-    return _where(mask[:, None] if like.ndim == 4 else mask, a, b)
+    return _like(_where(mask[:, None] if like.ndim == 4 else mask, a, b), like)
 
 # %% ../../nbs/data/04_augment.ipynb #19783bbb
 def resized_crop(image: Tensor,           # [B,3,H,W], uint8 or float
@@ -93,9 +98,9 @@ def resized_crop(image: Tensor,           # [B,3,H,W], uint8 or float
     inside = (grid.abs() <= 1).all(-1)
     out = F.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
     out = mix(inside, out if image.is_floating_point() else out.round_().to(image.dtype), 0)
-    if label is None: return out, None
+    if label is None: return _like(out, image), None
     label = F.grid_sample(label[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)[:, 0].to(label.dtype)
-    return out, mix(inside, label, IGNORE)
+    return _like(out, image), mix(inside, label, IGNORE)
 
 # %% ../../nbs/data/04_augment.ipynb #0cd6d29e
 def random_resized_crop(image: Tensor, label: Tensor | None, generator,
@@ -131,7 +136,7 @@ def random_crop(image: Tensor, label: Tensor | None, generator,
     rows = (u[0] * (H - size[0] + 1)).long()[:, None] + torch.arange(size[0], device=image.device)
     cols = (u[1] * (W - size[1] + 1)).long()[:, None] + torch.arange(size[1], device=image.device)
     at = torch.arange(B, device=image.device).view(-1, 1, 1), rows[:, :, None], cols[:, None, :]
-    return image.permute(0, 2, 3, 1)[at].permute(0, 3, 1, 2).contiguous(), label if label is None else label[at]
+    return _like(image.permute(0, 2, 3, 1)[at].permute(0, 3, 1, 2), image), label if label is None else label[at]
 
 # %% ../../nbs/data/04_augment.ipynb #20734c42
 def adjust_brightness(x: Tensor,  # float [B,3,H,W], RGB on 0..1
@@ -223,7 +228,7 @@ def photometric(x: Tensor,                                # float [B,3,H,W], nor
                 blur: tuple[float, float] = (.15, 1.15),  # range of the blur's sigma, pixels
                 p_jitter: float = .8, p_blur: float = .5, p_gray: float = 0.,
                 shared: bool = True,                      # one decision and one sigma for the whole batch (DAFormer), or each image's own
-               ) -> Tensor:                               # float [B,3,H,W], normalised
+               ) -> Tensor:                               # float [B,3,H,W], normalised, same memory format
     "Disturb colours and sharpness of normalised images: jitter, grayscale, blur (DAFormer's strong augmentation by default)."
     mean, std = _mean_std(x.device)
     out = torch.addcmul(mean, x.contiguous(), std).clamp_(0, 1)
@@ -231,7 +236,7 @@ def photometric(x: Tensor,                                # float [B,3,H,W], nor
     out = _sometimes(out, p_gray, shared, generator, grayscale)
     out = (out - mean).div_(std)
     sigma = blur[0] + (blur[1] - blur[0]) * _rand(generator, x.device, 1 if shared else len(x))
-    return _sometimes(out, p_blur, shared, generator, lambda x: gaussian_blur(x, sigma, max(1, int(3.5 * blur[1]))))
+    return _like(_sometimes(out, p_blur, shared, generator, lambda x: gaussian_blur(x, sigma, max(1, int(3.5 * blur[1])))), x)
 
 # %% ../../nbs/data/04_augment.ipynb #343c2ed8
 def class_mask(label: Tensor,               # uint8 [B,H,W]

@@ -141,7 +141,8 @@ def to_device(raw,            # dict from a stream: image uint8 [B,3,H,W], perha
               device):        # -> Batch with image (float, normalised), label if there is one, keys
     "One stream's batch on `device`, normalised."
     move = dict(device=device, non_blocking=True)
-    out = Batch(image=normalize(raw["image"].to(**move)), keys=raw["keys"])
+    image = raw["image"].to(**move).contiguous()   # colours in planes change fastest; a channels_last network reorders what it reads
+    out = Batch(image=normalize(image), keys=raw["keys"])
     if "label" in raw: out.label = raw["label"].to(**move)
     return out
 
@@ -367,7 +368,7 @@ def fit(method,                # what to train
         for t in bar.bar:
             seed_all(fold_seed(seed, "dropout", t, rank))
             for name, o in optims.items():
-                for p in params[name]: p.grad = None
+                for p in params[name]: p.grad = None   # `zero_grad` without its bookkeeping
                 for g in o.param_groups: g["lr"] = recipe[name].lr_at(t, steps) * g["lr_scale"]
             for micro in range(accumulate):
                 batch = Batch(step=t, generator=torch.Generator().manual_seed(fold_seed(seed, "augment", t, micro, rank)),

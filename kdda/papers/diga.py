@@ -316,7 +316,7 @@ class DiGA(WarmUp):
         view = domain_random(batch.target.image, batch.generator, self.target_beta, **self.view)
         loss = self.ce(self.student(mix(mask, first, view)), mix(mask, batch.source.label, label))
         backward(loss, "ce_mixed")
-        return terms | {"ce_mixed": loss, "labelled": (label ^ IGNORE).count_nonzero() / label.numel()} | ({} if self.labels == "prob" else {"drift": self.drift})
+        return terms | {"ce_mixed": loss, "labelled": (label != IGNORE).count_nonzero() / label.numel()} | ({} if self.labels == "prob" else {"drift": self.drift})
 
 # %% ../../nbs/papers/31_diga.ipynb #abcb49d1
 @torch.no_grad()
